@@ -1,1 +1,5 @@
-"""To be filled."""
+"""The model's own Taylor expansions in its parameters, as modules one can train."""
+
+from wideangle.taylor.linear import Linearized, linearize
+
+__all__ = ["Linearized", "linearize"]

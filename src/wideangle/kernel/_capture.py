@@ -1,0 +1,253 @@
+"""One forward pass that remembers, per layer, its inputs and a handle on the gradient of its outputs.
+
+The layout is found by a probe on a few samples: which parameters a layer's rule accounts for completely.
+The probe compares, for a random direction of the first sample's logits, the gradient the rules predict with
+the one autograd gives. A parameter used anywhere else (tied weights, a bare functional call, a layer that
+mixes samples) fails it and goes to the exact generic fallback; so does a layer whose first dimension is
+not the sample. Hooks return a copy of the layer's output, so an in-place activation behind it cannot
+overwrite what was remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wideangle.errors import InputError, NumericsError
+from wideangle.kernel._builders import builder_for
+from wideangle.kernel._model import Batch, OutputPick, batch_size, call, logits, plain_attention, take
+from wideangle.kernel.layers import Rule, rule_for
+
+__all__ = ["Call", "Cover", "Layout", "Reroute", "arrange", "run"]
+
+_PROBE_SAMPLES = 4
+
+
+@dataclass
+class Call:
+    """One call of a layer: its input and the tensor whose gradient is that of the layer's output."""
+
+    a: Tensor
+    z: Tensor
+    version: int
+
+
+@dataclass(frozen=True)
+class Cover:
+    """A layer whose rule accounts for its parameters; a name is None where that parameter is left out."""
+
+    name: str
+    module: nn.Module
+    rule: Rule
+    weight: str | None
+    bias: str | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that are covered."""
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which parameters of a model are handled by a layer's rule and which by the generic fallback."""
+
+    model: nn.Module
+    output: OutputPick
+    outputs: int
+    covers: tuple[Cover, ...]
+    fallback: tuple[str, ...]
+    activation_bytes: int
+    parameters: dict[str, Tensor] = field(repr=False)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision the model computes in."""
+        return next(p.dtype for p in self.parameters.values() if p.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """The device the model lies on."""
+        return next(iter(self.parameters.values())).device
+
+    def shape(self, name: str) -> torch.Size:
+        """The shape of a parameter."""
+        return self.parameters[name].shape
+
+
+class Reroute(Exception):  # noqa: N818 - a message between two functions, not an error
+    """A later batch used a layer in a way its rule does not cover: these parameters need the fallback."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names = names
+        super().__init__(", ".join(names))
+
+
+@contextmanager
+def _recording(covers: tuple[Cover, ...], keep_inputs: bool) -> Iterator[dict[str, list[Call]]]:
+    calls: dict[str, list[Call]] = {cover.name: [] for cover in covers}
+
+    def hook_for(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+            a = args[0] if args else next(iter(kwargs.values()))
+            if not isinstance(out, Tensor) or not isinstance(a, Tensor):
+                return out
+            z = out if out.requires_grad else out.detach().requires_grad_()
+            a = a.detach().clone() if keep_inputs else a.detach()
+            calls[name].append(Call(a, z, a._version))
+            return z.clone()
+
+        return hook
+
+    with ExitStack() as stack:
+        for cover in covers:
+            handle = cover.module.register_forward_hook(hook_for(cover.name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield calls
+
+
+def run(
+    layout: Layout, batch: Batch, parameters: dict[str, Tensor] | None = None
+) -> tuple[Tensor, dict[str, list[Call]]]:
+    """Return the logits (b, C) with their graph, and the calls of every covered layer."""
+    samples = batch_size(batch)
+    state = layout.parameters if parameters is None else parameters
+    for keep_inputs in (False, True):
+        with torch.enable_grad(), plain_attention(), _recording(layout.covers, keep_inputs) as calls:
+            z = logits(call(layout.model, state, batch), layout.output, samples)
+        if all(one.a._version == one.version for uses in calls.values() for one in uses):
+            return z, calls
+        # some layer's input was changed in place after the layer had read it: once more, with copies
+    return z, calls
+
+
+def _candidates(model: nn.Module, chosen: list[str]) -> tuple[Cover, ...]:
+    owners: dict[int, set[tuple[int, str]]] = {}
+    for module in model.modules():
+        for local, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), set()).add((id(module), local))
+    covers = []
+    for name, module in model.named_modules():
+        rule = rule_for(module)
+        if rule is None or not set(module._parameters) <= {"weight", "bias"}:
+            continue
+        found: dict[str, str | None] = {"weight": None, "bias": None}
+        for local, parameter in module._parameters.items():
+            full = f"{name}.{local}" if name else local
+            if parameter is not None and len(owners[id(parameter)]) == 1 and full in chosen:
+                found[local] = full
+        if found["weight"] or found["bias"]:
+            covers.append(Cover(name, module, rule, found["weight"], found["bias"]))
+    return tuple(covers)
+
+
+def fits(cover: Cover, calls: list[Call], samples: int) -> bool:
+    """True where every call has the sample along its first dimension, as the rule needs."""
+    least = 1 if cover.rule.lookup else 2
+    return all(
+        one.a.dim() >= least and one.a.shape[0] == samples and one.z.shape[0] == samples for one in calls
+    )
+
+
+def arrange(model: nn.Module, batch: Batch, output: OutputPick, chosen: list[str]) -> Layout:
+    """Return the layout of a model, found by a probe on the first samples of `batch`.
+
+    Raises:
+        InputError: the output of a sample depends on the other samples, or is random.
+        NumericsError: the model returns non-finite numbers.
+    """
+    probe = take(batch, slice(0, _PROBE_SAMPLES))
+    samples = batch_size(probe)
+    parameters = dict(model.named_parameters())
+    device = next(iter(parameters.values())).device
+    covers = _candidates(model, chosen)
+    layout = Layout(model, output, 1, covers, (), 0, {n: p.detach() for n, p in parameters.items()})
+    leaves_by_name = {
+        name: p.detach().requires_grad_() if name in chosen else p.detach() for name, p in parameters.items()
+    }
+    z, calls = run(layout, probe, leaves_by_name)
+    if not bool(torch.isfinite(z).all()):
+        raise NumericsError("the model returns non-finite numbers; scale its inputs or re-initialise it")
+    _check_uncoupled(layout, probe, z)
+    direction = torch.linspace(0.7, 1.3, z.shape[1], device=device, dtype=z.dtype)
+    leaves = [one.z for uses in calls.values() for one in uses]
+    wanted = [leaves_by_name[name] for name in chosen]
+    gradients = torch.autograd.grad((z[0] * direction).sum(), leaves + wanted, allow_unused=True)
+    by_call = iter(gradients[: len(leaves)])
+    by_name = dict(zip(chosen, gradients[len(leaves) :], strict=True))
+    kept, positions = [], {}
+    for cover in covers:
+        uses = calls[cover.name]
+        deltas = [next(by_call) for _ in uses]
+        if _accounts_for(cover, uses, deltas, by_name, samples):
+            kept.append(cover)
+            positions[cover.name] = _positions(cover, uses)
+    covered = {name for cover in kept for name in cover.names}
+    activation = sum(one.z.nbytes + one.a.nbytes for uses in calls.values() for one in uses) // samples
+    return Layout(
+        model=model,
+        output=output,
+        outputs=z.shape[1],
+        covers=tuple(kept),
+        fallback=tuple(name for name in chosen if name not in covered),
+        activation_bytes=activation,
+        parameters={name: parameter.detach() for name, parameter in parameters.items()},
+        positions=positions,
+    )
+
+
+def _positions(cover: Cover, uses: list[Call]) -> int:
+    if cover.rule.cotangents is None:
+        return 1
+    return sum(cover.rule.cotangents(cover.module, one.z.detach()[:1]).shape[2] for one in uses)
+
+
+def _check_uncoupled(layout: Layout, probe: Batch, z: Tensor) -> None:
+    """Refuse a model for which the first sample's output changes with its company."""
+    rows = torch.zeros(batch_size(probe), dtype=torch.long, device=z.device)
+    with torch.no_grad(), plain_attention():
+        raw = call(layout.model, layout.parameters, take(probe, rows))
+    again = logits(raw, layout.output, len(rows))
+    tolerance = 1e-3 if z.dtype != torch.float64 else 1e-8
+    change = (again[0] - z[0].detach()).abs().max()
+    if bool(change > tolerance * z.detach().abs().max().clamp_min(1e-12)):
+        raise InputError(
+            f"the model's output for one sample changes by {float(change):.3g} when the other samples of its "
+            "batch change, or from call to call; it is batch-coupled or random, so it has no tangent "
+            "kernel (BatchNorm: call model.eval(); dropout: switch it off)"
+        )
+
+
+def _accounts_for(
+    cover: Cover,
+    uses: list[Call],
+    deltas: list[Tensor | None],
+    gradients: dict[str, Tensor | None],
+    samples: int,
+) -> bool:
+    """True where the rule reproduces autograd's gradient of the probe for every parameter of the layer."""
+    if not fits(cover, uses, samples):
+        return False
+    if any(delta is not None and samples > 1 and bool(delta[1:].abs().max() > 0) for delta in deltas):
+        return False  # the first dimension is not the sample
+    shapes = tuple(cover.module._parameters[n.rpartition(".")[2]].shape for n in cover.names)  # type: ignore[union-attr]
+    if not uses:
+        return all(gradients[name] is None for name in cover.names)
+    builder = builder_for(cover, shapes, uses, samples, 1, explicit=False)
+    builder.add(0, deltas)
+    structure = builder.finish()
+    ones = torch.ones(1, samples, 1, dtype=uses[0].z.dtype, device=uses[0].z.device)
+    for name, predicted in zip(cover.names, structure.pull(ones), strict=True):
+        actual = gradients[name]
+        actual = torch.zeros_like(predicted[0]) if actual is None else actual
+        tolerance = 1e-3 if predicted.dtype != torch.float64 else 1e-8
+        if bool((predicted[0] - actual).norm() > tolerance * actual.norm() + 1e-30):
+            return False
+    return True

@@ -1,0 +1,199 @@
+"""The model as a function of its parameters: batches in, logits (b, C) out, nothing changed behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wideangle.errors import InputError
+
+__all__ = ["Batch", "OutputPick", "batch_size", "batches", "check_model", "logits", "select_parameters", "take"]
+
+Batch = Tensor | dict[str, Tensor]
+OutputPick = int | str | Callable[[Any], Tensor] | None
+
+
+def batch_size(batch: Batch) -> int:
+    """Return the number of samples in a batch (a tensor, or a dict of tensors with one first dimension)."""
+    if isinstance(batch, Tensor):
+        if batch.dim() == 0:
+            raise InputError("x is a single number; expected samples along the first dimension")
+        return batch.shape[0]
+    sizes = {key: value.shape[0] for key, value in batch.items() if isinstance(value, Tensor) and value.dim()}
+    if len(set(sizes.values())) != 1:
+        raise InputError(f"the tensors of a dict batch need one common first dimension, got {sizes}")
+    return next(iter(sizes.values()))
+
+
+def take(batch: Batch, rows: slice | Tensor) -> Batch:
+    """Return some samples of a batch."""
+    if isinstance(batch, Tensor):
+        return batch[rows]
+    return {key: value[rows] if value.dim() else value for key, value in batch.items()}
+
+
+def _as_batch(item: Any) -> Batch:
+    if isinstance(item, (tuple, list)) and item:
+        item = item[0]
+    if isinstance(item, Tensor):
+        return item
+    if isinstance(item, Mapping):
+        return {str(key): value for key, value in item.items() if isinstance(value, Tensor)}
+    raise InputError(
+        f"cannot use a {type(item).__name__} as a batch; give a tensor, a dict of tensors, or an iterable "
+        "of those or of (x, y) pairs"
+    )
+
+
+def _check_finite(batch: Batch) -> None:
+    for key, value in batch.items() if isinstance(batch, dict) else [("x", batch)]:
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            bad = (~torch.isfinite(value)).flatten(1).any(1) if value.dim() > 1 else ~torch.isfinite(value)
+            raise InputError(
+                f"{key} holds non-finite numbers in {int(bad.sum())} of {len(bad)} samples (first: sample "
+                f"{int(bad.nonzero()[0])}); remove or impute them"
+            )
+
+
+def batches(x: Any, device: torch.device) -> list[Batch]:
+    """Return `x` as a list of batches on `device`: a tensor, a dict, or any iterable (a DataLoader)."""
+    items = [x] if isinstance(x, (Tensor, Mapping)) else x
+    if not isinstance(items, Iterable) or isinstance(items, (str, bytes)):
+        raise InputError(f"x is a {type(x).__name__}; give a tensor, a dict of tensors or an iterable of batches")
+    result: list[Batch] = []
+    for item in items:
+        batch = _as_batch(item)
+        _check_finite(batch)
+        moved = batch.to(device) if isinstance(batch, Tensor) else {k: v.to(device) for k, v in batch.items()}
+        if batch_size(moved):
+            result.append(moved)
+    if not result:
+        raise InputError("x holds no samples")
+    return result
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that has no tangent kernel as it stands: random or batch-coupled layers, bad weights.
+
+    Raises:
+        InputError: train-mode BatchNorm or dropout, non-finite or integer weights, uninitialised layers.
+    """
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        kind = type(module).__name__
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise InputError(
+                f"layer {name!r} ({kind}) is in train mode, where each sample's output depends on the whole "
+                "batch and no per-sample gradient exists; call model.eval() first"
+            )
+        rate = getattr(module, "dropout", 0.0) if not isinstance(module, nn.modules.dropout._DropoutNd) else module.p
+        if isinstance(rate, float) and rate > 0:
+            raise InputError(
+                f"layer {name!r} ({kind}) drops units at random (p={rate}) in train mode, so the tangent "
+                "kernel is random too; call model.eval() first"
+            )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(f"parameter {name!r} is not initialised yet; run one forward pass first")
+        if not bool(torch.isfinite(parameter).all()):
+            count = int((~torch.isfinite(parameter)).sum())
+            raise InputError(
+                f"parameter {name!r} holds {count} non-finite numbers of {parameter.numel()}; reload or "
+                "re-initialise the model"
+            )
+
+
+def select_parameters(model: nn.Module, params: Any) -> list[str]:
+    """Return the names of the parameters to differentiate by.
+
+    Args:
+        model: the network.
+        params: None for all that require a gradient; else one name, several names, or a predicate on
+            names. A name stands for itself and for everything below it ("layers.0").
+
+    Raises:
+        InputError: nothing is selected, or a name matches no parameter.
+    """
+    named = dict(model.named_parameters())
+    if params is None:
+        chosen = [name for name, parameter in named.items() if parameter.requires_grad]
+    elif callable(params):
+        chosen = [name for name in named if params(name)]
+    else:
+        wanted = [params] if isinstance(params, str) else list(params)
+        for want in wanted:
+            if not any(name == want or name.startswith(f"{want}.") for name in named):
+                shown = ", ".join(list(named)[:8])
+                raise InputError(f"no parameter is called {want!r}; the model has {shown}{' ...' * (len(named) > 8)}")
+        chosen = [n for n in named if any(n == want or n.startswith(f"{want}.") for want in wanted)]
+    if not chosen:
+        raise InputError(
+            f"no parameter is selected: the model has {len(named)}, none of them chosen or requiring a "
+            "gradient; pass params= or set requires_grad"
+        )
+    return chosen
+
+
+def logits(raw: Any, output: OutputPick, samples: int) -> Tensor:
+    """Return the (b, C) logits within what a model returned.
+
+    Raises:
+        InputError: a tuple, dict or ModelOutput without `output=`, a pick that is not there, a tensor
+            whose first dimension is not the batch, or an output that is not floating point.
+    """
+    if output is not None and not isinstance(raw, Tensor):
+        raw = _pick(raw, output)
+    elif callable(output):
+        raw = output(raw)
+    if not isinstance(raw, Tensor):
+        hint = "output=0" if isinstance(raw, (tuple, list)) else "output='logits'"
+        keys = f" with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else ""
+        raise InputError(
+            f"the model returns a {type(raw).__name__}{keys}, not a tensor; say which part holds the "
+            f"logits, for example {hint}"
+        )
+    if raw.dim() == 0 or raw.shape[0] != samples:
+        raise InputError(
+            f"the model returns shape {tuple(raw.shape)} for {samples} samples; its first dimension must be "
+            "the sample"
+        )
+    if not raw.is_floating_point():
+        raise InputError(f"the model returns {raw.dtype}; the kernel needs differentiable logits, not classes")
+    return raw.reshape(samples, -1)
+
+
+def _pick(raw: Any, output: OutputPick) -> Any:
+    if callable(output):
+        return output(raw)
+    try:
+        if isinstance(output, str) and not isinstance(raw, Mapping):
+            return getattr(raw, output)
+        return raw[output]
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise InputError(f"the model's {type(raw).__name__} has no part {output!r}") from error
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Run attention by its plain formula: no fused path that skips sub-modules or lacks a derivative."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def call(model: nn.Module, parameters: dict[str, Tensor], batch: Batch) -> Any:
+    """Return the model's raw output with the given parameters, buffers and modules left as they are."""
+    state: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state.update(parameters)
+    if isinstance(batch, dict):
+        return torch.func.functional_call(model, state, (), batch)
+    return torch.func.functional_call(model, state, (batch,))

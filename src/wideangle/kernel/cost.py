@@ -1,0 +1,119 @@
+"""The cost model: per layer the cheaper exact method, and how many samples fit in memory at once."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from wideangle.errors import InputError
+
+if TYPE_CHECKING:
+    from wideangle.kernel._capture import Cover, Layout
+
+__all__ = ["choose_methods", "chunk_size", "free_memory", "memory_limit", "sample_bytes"]
+
+Method = Literal["factorised", "per-sample"]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that are free on a device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        names = os.sysconf_names
+        if "SC_PHYS_PAGES" not in names:
+            return 4 * 2**30
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def memory_limit(max_memory: int | float | None, device: torch.device) -> int:
+    """Return the bytes that may be used: `max_memory`, or a quarter of what is free.
+
+    Raises:
+        InputError: `max_memory` is not positive.
+    """
+    if max_memory is None:
+        return free_memory(device) // 4
+    if max_memory <= 0:
+        raise InputError(f"max_memory is {max_memory} bytes; it must be positive")
+    return int(max_memory)
+
+
+def _sizes(cover: Cover) -> tuple[int, int, int]:
+    """Return groups, fan-in K and fan-out O (per group) of a layer."""
+    groups = int(getattr(cover.module, "groups", 1))
+    weight = cover.module._parameters.get("weight")
+    assert weight is not None
+    return groups, weight[0].numel(), weight.shape[0] // groups
+
+
+def choose_methods(layout: Layout, samples: int, outputs: int, trace: bool) -> dict[str, Method]:
+    """Return for each covered layer the method with fewer multiply-adds.
+
+    per-sample:  n C T g K O + n^2 C^q g K O        factorised:  n^2 g T^2 (K + C^q O)
+
+    with q = 1 for the trace kernel and 2 for the full one; a layer with one position is always factorised.
+
+    Args:
+        layout: the model's layout.
+        samples: n.
+        outputs: C, the number of logits differentiated.
+        trace: whether only the sum over outputs is wanted.
+    """
+    methods: dict[str, Method] = {}
+    wide = outputs if trace else outputs * outputs
+    for cover in layout.covers:
+        if cover.rule.gradient is not None:
+            methods[cover.name] = "per-sample"
+            continue
+        positions = layout.positions[cover.name]
+        if cover.rule.lookup or positions <= 1:
+            methods[cover.name] = "factorised"
+            continue
+        groups, fan_in, fan_out = _sizes(cover)
+        area = groups * fan_in * fan_out
+        explicit = samples * outputs * positions * area + samples**2 * wide * area
+        implicit = samples**2 * groups * positions**2 * (fan_in + wide * fan_out)
+        methods[cover.name] = "per-sample" if explicit <= implicit else "factorised"
+    return methods
+
+
+def sample_bytes(layout: Layout, methods: dict[str, Method], outputs: int) -> int:
+    """Return the bytes of factors one sample needs."""
+    total = 0
+    for cover in layout.covers:
+        width = sum(layout.shape(name).numel() for name in cover.names)
+        if methods[cover.name] == "per-sample":
+            total += outputs * width
+            continue
+        positions = max(1, layout.positions[cover.name])
+        if cover.rule.lookup:
+            total += positions * (2 + outputs * layout.shape(cover.names[0])[-1])
+            continue
+        groups, fan_in, fan_out = _sizes(cover)
+        total += positions * groups * (fan_in + outputs * fan_out)
+    total += outputs * sum(layout.shape(name).numel() for name in layout.fallback)
+    return total * layout.dtype.itemsize
+
+
+def chunk_size(layout: Layout, methods: dict[str, Method], outputs: int, limit: int, trace: bool) -> int:
+    """Return how many samples one pass and one tile take: what stays in cache, and fits `limit` bytes.
+
+    Raises:
+        InputError: one sample alone needs more than `limit`.
+    """
+    # a pass holds the activations with their graph and gradients, and the fallback a Jacobian's work space
+    each = 4 * layout.activation_bytes + 2 * sample_bytes(layout, methods, outputs)
+    if each > limit:
+        raise InputError(
+            f"one sample needs about {each / 2**20:.0f} MiB, more than max_memory = {limit / 2**20:.0f} MiB; "
+            "raise max_memory, or select fewer outputs or parameters"
+        )
+    preferred = 256 if trace else 64
+    return max(1, min(preferred, limit // each))

@@ -1,0 +1,139 @@
+"""What each layer type contributes: how its input and its output gradient enter the weight gradient.
+
+A rule turns one call of a module into positions and cotangents (weights shared over positions), or into
+the per-sample gradient itself (normalisation layers). Everything without a rule goes through the exact
+generic fallback, so adding a rule only makes things faster, never different.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wideangle.errors import InputError
+
+__all__ = ["Rule", "rule_for"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one layer type enters the tangent kernel.
+
+    `positions(module, a)` gives (g, b, T, K) from the layer's input, `cotangents(module, dz)` gives
+    (g, b, T, O) from the gradient of its output; for `lookup` the positions are token ids. A rule with
+    `gradient` instead returns the per-sample gradients of (weight, bias) directly.
+    """
+
+    positions: Callable[[nn.Module, Tensor], Tensor] | None = None
+    cotangents: Callable[[nn.Module, Tensor], Tensor] | None = None
+    gradient: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    lookup: bool = False
+
+
+def _linear_positions(module: nn.Module, a: Tensor) -> Tensor:
+    return a.reshape(1, a.shape[0], -1, a.shape[-1])
+
+
+def _linear_cotangents(module: nn.Module, dz: Tensor) -> Tensor:
+    return dz.reshape(1, dz.shape[0], -1, dz.shape[-1])
+
+
+def _conv_positions(module: nn.Module, a: Tensor) -> Tensor:
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+    pad = module._reversed_padding_repeated_twice
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    if any(pad):
+        a = F.pad(a, pad, mode=mode)
+    kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+    if isinstance(module, nn.Conv1d):
+        a, kernel, stride, dilation = a.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation)
+    patches = F.unfold(a, kernel, dilation=dilation, stride=stride)
+    return patches.unflatten(1, (module.groups, -1)).permute(1, 0, 3, 2)
+
+
+def _conv_cotangents(module: nn.Module, dz: Tensor) -> Tensor:
+    assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+    return dz.flatten(2).unflatten(1, (module.groups, -1)).permute(1, 0, 3, 2)
+
+
+def _embedding_positions(module: nn.Module, tokens: Tensor) -> Tensor:
+    assert isinstance(module, nn.Embedding)
+    if module.max_norm is not None:
+        raise InputError(
+            "an Embedding with max_norm changes its own weights in the forward pass, so it has no tangent "
+            "kernel; set max_norm=None"
+        )
+    flat = tokens.reshape(1, tokens.shape[0], -1, 1)
+    if module.padding_idx is not None:
+        flat = torch.where(flat == module.padding_idx, torch.full_like(flat, -1), flat)
+    return flat
+
+
+def _sum_to(per_sample: Tensor, shape: torch.Size, channel_first: bool) -> Tensor:
+    """Sum (b, ...) over positions so that (b, *shape) is left."""
+    if channel_first:
+        return per_sample.flatten(2).sum(2) if per_sample.dim() > 2 else per_sample
+    extra = per_sample.dim() - 1 - len(shape)
+    return per_sample.sum(tuple(range(1, 1 + extra))) if extra else per_sample
+
+
+def _norm_gradient(normalised: Callable[[nn.Module, Tensor], Tensor], channel_first: bool):
+    def gradient(module: nn.Module, a: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
+        shape = module.weight.shape if module.weight is not None else module.bias.shape  # type: ignore[union-attr]
+        scale = _sum_to(dz * normalised(module, a), shape, channel_first)
+        return scale, _sum_to(dz, shape, channel_first)
+
+    return gradient
+
+
+def _layer_norm(module: nn.Module, a: Tensor) -> Tensor:
+    assert isinstance(module, nn.LayerNorm)
+    return F.layer_norm(a, module.normalized_shape, None, None, module.eps)
+
+
+def _rms_norm(module: nn.Module, a: Tensor) -> Tensor:
+    assert isinstance(module, nn.RMSNorm)
+    return F.rms_norm(a, module.normalized_shape, None, module.eps)
+
+
+def _group_norm(module: nn.Module, a: Tensor) -> Tensor:
+    assert isinstance(module, nn.GroupNorm)
+    return F.group_norm(a, module.num_groups, None, None, module.eps)
+
+
+def _batch_norm(module: nn.Module, a: Tensor) -> Tensor:
+    assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+    return F.batch_norm(a, module.running_mean, module.running_var, None, None, False, 0.0, module.eps)
+
+
+_LINEAR = Rule(_linear_positions, _linear_cotangents)
+_CONV = Rule(_conv_positions, _conv_cotangents)
+_BATCH_NORM = Rule(gradient=_norm_gradient(_batch_norm, channel_first=True))
+
+_RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: _LINEAR,
+    nn.Conv1d: _CONV,
+    nn.Conv2d: _CONV,
+    nn.Embedding: Rule(_embedding_positions, _linear_cotangents, lookup=True),
+    nn.LayerNorm: Rule(gradient=_norm_gradient(_layer_norm, channel_first=False)),
+    nn.RMSNorm: Rule(gradient=_norm_gradient(_rms_norm, channel_first=False)),
+    nn.GroupNorm: Rule(gradient=_norm_gradient(_group_norm, channel_first=True)),
+    nn.BatchNorm1d: _BATCH_NORM,
+    nn.BatchNorm2d: _BATCH_NORM,
+    nn.BatchNorm3d: _BATCH_NORM,
+}
+
+
+def rule_for(module: nn.Module) -> Rule | None:
+    """Return the rule of a module, or None where only the generic fallback is exact.
+
+    A subclass counts as its base only while it keeps the base's `forward`.
+    """
+    for base, rule in _RULES.items():
+        if isinstance(module, base) and type(module).forward is base.forward:
+            return rule
+    return None

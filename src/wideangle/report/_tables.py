@@ -1,0 +1,130 @@
+"""What the page and the Markdown both show: plan rows, the points of a figure, the command behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from wideangle.document import Document, Figure, Section, Series, Table
+from wideangle.plan import Decision, Plan
+from wideangle.report._numbers import SHOWN, clean, finite, label, listing, number, show
+
+
+class PlanRow(NamedTuple):
+    """One line of the plan table; `rest` lists all items of a value too long to show."""
+
+    name: str
+    value: str
+    unit: str
+    evidence: str
+    measured: bool
+    rest: str
+
+
+class Grid(NamedTuple):
+    """The points of the series that share one x: a header, the rows and how many rows there were."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    total: int
+
+
+def plan_rows(plan: Plan) -> list[PlanRow]:
+    """The decisions of a plan, in its own order; a plan with further entries shows those too."""
+    rows = []
+    for item in dataclasses.fields(plan):
+        entry = getattr(plan, item.name)
+        if not isinstance(entry, Decision):
+            continue
+        items = listing(entry.value)
+        rest = ", ".join(show(part) for part in items) if items and len(items) > SHOWN else ""
+        rows.append(
+            PlanRow(
+                label(item.name),
+                show(entry.value),
+                clean(entry.unit) if entry.measured else "",
+                clean(entry.evidence),
+                entry.measured,
+                rest,
+            )
+        )
+    return rows
+
+
+def plan_scope(plan: Plan) -> str:
+    """What the plan was made for, in one line."""
+    parts = [f"model {clean(plan.model)}"] if plan.model else []
+    parts += [f"data {clean(plan.data)}"] if plan.data else []
+    parts += [f"{number(plan.samples)} samples"] if plan.samples else []
+    return ", ".join([*parts, f"loss {clean(plan.loss)}", f"seed {plan.seed}"])
+
+
+def next_command(plan: Plan, command: str | None) -> str | None:
+    """The command that acts on the plan, where its model, data and file are known."""
+    if not plan.model or not plan.data or not plan.step_size.measured:
+        return None
+    try:
+        words = shlex.split(command or "")
+    except ValueError:
+        words = []
+    given = [after for before, after in zip(words, words[1:], strict=False) if before == "--plan"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--plan=")]
+    name = given[-1] if given else "plan.json"
+    return shlex.join(["wideangle", "train", clean(plan.model), "--data", clean(plan.data), "--plan", name])
+
+
+def command_of(figure: Figure | Table, section: Section, document: Document) -> str | None:
+    """The command that made a figure: its own, else its section's, else the document's."""
+    for owner in (figure, section, document):
+        if owner.provenance.command:
+            return clean(owner.provenance.command)
+    return None
+
+
+def _thin(count: int, limit: int) -> Sequence[int]:
+    if count <= limit:
+        return range(count)
+    return sorted({round(k * (count - 1) / (limit - 1)) for k in range(limit)})
+
+
+def _cell(value: Any) -> str:
+    return number(None if value is None else float(value), group=False)
+
+
+def grids(figure: Figure, limit: int) -> list[Grid]:
+    """The points of a figure as tables, one for each distinct x, at most `limit` rows each."""
+    groups: list[tuple[list[float], list[Series]]] = []
+    for series in figure.series:
+        xs = [float(value) for value in series.x]
+        home = next((members for shared, members in groups if shared == xs), None)
+        if home is None:
+            groups.append((xs, [series]))
+        else:
+            home.append(series)
+    found = []
+    for xs, members in groups:
+        names = [clean(series.name) or clean(figure.y_label) or "y" for series in members]
+        rows = [
+            [_cell(xs[k]), *(_cell(series.y[k]) if k < len(series.y) else "" for series in members)]
+            for k in _thin(len(xs), limit)
+        ]
+        found.append(Grid([clean(figure.x_label) or "x", *names], rows, len(xs)))
+    return found
+
+
+def points(curve: Figure, pairs: list[list[float]], limit: int) -> Grid:
+    """A list of (x, y) pairs as the table of a one-curve figure."""
+    series = Series(x=[pair[0] for pair in pairs], y=[pair[1] for pair in pairs])
+    return grids(dataclasses.replace(curve, series=[series]), limit)[0]
+
+
+def hidden_points(figure: Figure) -> int:
+    """How many finite points a logarithmic axis cannot show."""
+    return sum(
+        1
+        for series in figure.series
+        for x, y in zip(series.x, series.y, strict=False)
+        if finite(x) and y is not None and finite(y) and ((figure.x_log and x <= 0) or (figure.y_log and y <= 0))
+    )
