@@ -165,7 +165,7 @@ def _encode(value: Any) -> Any:
         body = {item.name: _encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
         head: dict[str, Any] = {"type": f"{kind.__module__}:{kind.__qualname__}"}
         if isinstance(value, Result):
-            head["schema_version"] = kind.schema_version
+            head["schema_version"] = value.schema_version
         return {"$result": head, **body}
     if isinstance(value, np.ndarray):
         return {"$array": _encode(value.tolist()), "dtype": str(value.dtype)}

@@ -13,7 +13,9 @@ from wideangle.result import Provenance
 COMMAND = "wideangle checkup conv --data mnist --n 512 --seed 0 --plan plan.json --out report.html"
 STEPS = list(range(0, 201, 4))
 PREDICTED = [0.0902 * (0.42 * math.exp(-0.06 * t) + 0.4 * math.exp(-0.011 * t) + 0.18) for t in STEPS]
-MEASURED = [p * (1 + 0.05 * math.sin(0.11 * t) * min(t / 40, 1)) for p, t in zip(PREDICTED, STEPS, strict=True)]
+MEASURED = [
+    p * (1 + 0.05 * math.sin(0.11 * t) * min(t / 40, 1)) for p, t in zip(PREDICTED, STEPS, strict=True)
+]
 
 
 def _regime() -> Section:
@@ -22,7 +24,7 @@ def _regime() -> Section:
     return Section(
         name="regime",
         title="Regime",
-        summary="At width 256 the model stays within 0.41 % of its linearisation over the first step: it is lazy.",
+        summary="At width 256 the model stays within 0.41 % of its linearisation: it is lazy.",
         values={
             "width": 256,
             "parameters": 1_482_250,
@@ -70,7 +72,9 @@ def _kernel() -> Section:
             "per_layer": {"conv1": 0.12, "conv2": 0.51, "head": 0.37},
             "top eigenvalues": np.array(trace[:20]),
         },
-        notes=["Two samples are equal, so the full kernel is rank deficient and its smallest eigenvalue is zero."],
+        notes=[
+            "Two samples are equal, so the full kernel is rank deficient and its smallest eigenvalue is zero."
+        ],
         figures=[
             Figure(
                 title="Spectrum",
@@ -78,7 +82,9 @@ def _kernel() -> Section:
                 y_label="eigenvalue",
                 series=[
                     Series("K_trace/C", index, list(trace), "points"),
-                    Series("linear network", index, [31.0 * k**-1.9 if k < 400 else 0.0 for k in index], "points"),
+                    Series(
+                        "linear network", index, [31.0 * k**-1.9 if k < 400 else 0.0 for k in index], "points"
+                    ),
                 ],
                 x_log=True,
                 y_log=True,
@@ -89,9 +95,17 @@ def _kernel() -> Section:
                 x_label="angle between inputs, degrees",
                 y_label="angle between gradients, degrees",
                 series=[
-                    Series("this network", [10, 20, 30, 40, 50, 60, 70, 80, 90], [16, 28, 39, 48, 57, 64, 71, 78, 84]),
+                    Series(
+                        "this network",
+                        [10, 20, 30, 40, 50, 60, 70, 80, 90],
+                        [16, 28, 39, 48, 57, 64, 71, 78, 84],
+                    ),
                     Series("linear network", [10, 90], [10, 90], "dashed"),
-                    Series("infinite width", [10, 20, 30, 40, 50, 60, 70, 80, 90], [15, 27, 38, 48, 56, 64, 71, 77, 83]),
+                    Series(
+                        "infinite width",
+                        [10, 20, 30, 40, 50, 60, 70, 80, 90],
+                        [15, 27, 38, 48, 56, 64, 71, 77, 83],
+                    ),
                 ],
                 caption="The network separates near inputs better than a linear one.",
             ),
@@ -99,7 +113,14 @@ def _kernel() -> Section:
         tables=[
             Table(
                 title="Conditioning by layer",
-                columns=["layer", "parameters", "largest eigenvalue", "condition number", "share of the trace", "method"],
+                columns=[
+                    "layer",
+                    "parameters",
+                    "largest eigenvalue",
+                    "condition number",
+                    "share of the trace",
+                    "method",
+                ],
                 cells=[
                     ["features.conv1", 320, 25.5, 8.2e6, 0.12, "explicit gradients"],
                     ["features.conv2", 18496, 108.3, 2.3e5, 0.51, "spatial contraction"],
@@ -160,8 +181,14 @@ def _trial() -> Section:
         name="trial",
         title="Trial run",
         summary="Measured and predicted loss differ by a median factor of 1.03 over 200 steps.",
-        values={"median |log10 ratio|": 0.0132, "diverging factor measured": 1.08, "edge_of_stability": False},
-        notes=["The window [1, 2] times the critical rate holds for the quadratic model with squared loss only."],
+        values={
+            "median |log10 ratio|": 0.0132,
+            "diverging factor measured": 1.08,
+            "edge_of_stability": False,
+        },
+        notes=[
+            "The window [1, 2] times the critical rate holds for the quadratic model with squared loss only."
+        ],
         figures=[
             Figure(
                 title="Predicted against measured",
@@ -205,12 +232,16 @@ def make() -> Document:
         model="conv",
         data="mnist",
         samples=512,
-        step_size=Decision(0.08723, "per step", "1 / (c lambda_max), c = 2/(nC), lambda_max = 5.87e4 of the full kernel"),
+        step_size=Decision(
+            0.08723, "per step", "1 / (c lambda_max), c = 2/(nC), lambda_max = 5.87e4 of the full kernel"
+        ),
         batch_size=Decision(64, "samples", "smallest batch whose top eigenvalue is within 2 of the full one"),
         optimizer=Decision("sgd", "", "no momentum gains more than 1.3 at this condition number"),
         warmup_steps=Decision(None, "", "sharpness falls from the start, no warm-up needed was tested"),
         stop=Decision(180, "steps", "predicted loss below a tenth of the initial loss"),
-        suspect_labels=Decision([3, 17, 40, 41, 77, 102, 230, 301, 388, 401, 477], "rows", "residual after 180 steps"),
+        suspect_labels=Decision(
+            [3, 17, 40, 41, 77, 102, 230, 301, 388, 401, 477], "rows", "residual after 180 steps"
+        ),
         predicted_loss=[[float(t), p] for t, p in zip(STEPS, PREDICTED, strict=True)],
     )
     sections = [
@@ -220,7 +251,12 @@ def make() -> Document:
             name="step",
             title="Step size",
             summary="Gradient descent is stable below 0.1745 and fastest near 0.08723.",
-            values={"critical step": 0.1745, "convention": "1/(nC) sum of squares", "c": 3.906e-4, "lanczos_steps": 38},
+            values={
+                "critical step": 0.1745,
+                "convention": "1/(nC) sum of squares",
+                "c": 3.906e-4,
+                "lanczos_steps": 38,
+            },
             seconds=2.0,
             budget=5.0,
         ),
@@ -233,11 +269,17 @@ def make() -> Document:
             status="skipped",
             seconds=0.0,
         ),
-        Section(name="optimiser", title="Optimiser", summary="lambda_max is not finite", status="failed", seconds=0.2),
+        Section(
+            name="optimiser",
+            title="Optimiser",
+            summary="lambda_max is not finite",
+            status="failed",
+            seconds=0.2,
+        ),
     ]
     return Document(
         title="Check-up of conv on mnist",
-        subject="A convolutional network with 1,482,250 parameters, 512 samples, 10 classes, mean squared error",
+        subject="A convolutional network with 1,482,250 parameters, 512 samples, mean squared error",
         verdict=[
             "Train with plain gradient descent at step size 0.0872; it is stable below 0.1745.",
             "Expect a tenth of the initial loss after about 180 steps.",
@@ -252,6 +294,12 @@ def make() -> Document:
             device="cpu",
             seconds=22.73,
             command=COMMAND,
-            versions={"wideangle": "0.1.0", "torch": "2.13.0", "numpy": "2.2.1", "scipy": "1.15.0", "python": "3.11.9"},
+            versions={
+                "wideangle": "0.1.0",
+                "torch": "2.13.0",
+                "numpy": "2.2.1",
+                "scipy": "1.15.0",
+                "python": "3.11.9",
+            },
         ),
     )

@@ -18,8 +18,8 @@ def data_root(root: str | os.PathLike[str] | None, name: str, layout: str) -> Pa
     chosen = root if root is not None else os.environ.get(VARIABLE)
     if not chosen:
         raise InputError(
-            f"{name} is read from a data folder and none is named: pass root=FOLDER or set {VARIABLE}=FOLDER, "
-            f"where FOLDER holds {layout}"
+            f"{name} is read from a data folder and none is named: pass root=FOLDER or set "
+            f"{VARIABLE}=FOLDER, where FOLDER holds {layout}"
         )
     folder = Path(chosen).expanduser()
     if not folder.is_dir():
@@ -30,24 +30,24 @@ def data_root(root: str | os.PathLike[str] | None, name: str, layout: str) -> Pa
     return folder
 
 
-def read_checked(folder: Path, relative: str, name: str, layout: str, md5: str | None) -> bytes:
-    """Return the uncompressed bytes of folder/relative or folder/relative.gz, compared with `md5`."""
+def read_checked(folder: Path, relative: str, name: str, layout: str, md5: str | None) -> tuple[bytes, str]:
+    """Return the uncompressed bytes of folder/relative (or .gz), compared with `md5`, and its path."""
     plain = folder / relative
     candidates = [plain, plain.with_name(plain.name + ".gz")]
     path = next((file for file in candidates if file.is_file()), None)
     if path is None:
         raise InputError(
-            f"{name}: looked for {plain} (or {candidates[1].name}) and found neither; put the files there as "
-            f"{layout}, or point root= or {VARIABLE} at the folder that has them"
+            f"{name}: looked for {plain} (or {candidates[1].name}) and found neither; put the files "
+            f"there as {layout}, or point root= or {VARIABLE} at the folder that has them"
         )
     content = uncompressed(path)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if md5 is not None and found != md5:
         raise InputError(
-            f"{name}: {path} is not the published file (md5 {found} of its {len(content)} uncompressed bytes, "
-            f"expected {md5}); fetch it again"
+            f"{name}: {path} is not the published file: md5 {found} of its {len(content)} uncompressed "
+            f"bytes, expected {md5}; fetch it again"
         )
-    return content
+    return content, str(path)
 
 
 def uncompressed(path: Path) -> bytes:

@@ -30,12 +30,12 @@ class Raw:
 
     def finish(self, name: str) -> Dataset:
         """Return the checked tensors."""
-        x = torch.from_numpy(np.ascontiguousarray(self.x))
+        x = torch.from_numpy(np.require(self.x, requirements=["C", "W"]))
         if x.dtype == torch.uint8:
             x = x.float() / 255
         elif x.is_floating_point() or x.dtype == torch.bool:
             x = x.float()
-        y = torch.from_numpy(np.ascontiguousarray(self.y))
+        y = torch.from_numpy(np.require(self.y, requirements=["C", "W"]))
         y = y.long() if self.classes else y.float()
         x = x if x.is_floating_point() else x.long()
         return Dataset(x, y, self.classes, name, self.vocabulary, self.label_names)

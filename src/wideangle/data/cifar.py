@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,33 +25,62 @@ MD5 = {
 PIXELS = 3 * 32 * 32
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """Stand in for _codecs.encode, which pickle protocol 2 names to spell bytes."""
-    if encoding not in ("latin1", "latin-1"):
+class StoredType:
+    """Stands in for numpy.dtype while a batch is unpickled: admits unsigned bytes only."""
+
+    def __init__(self, code: str, *flags: object) -> None:
+        del flags
+        if code != "u1":
+            raise pickle.UnpicklingError(f"it holds an array of type {code!r}, a batch holds unsigned bytes")
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore byte order and alignment, which mean nothing for single bytes."""
+
+
+class StoredArray:
+    """Stands in for numpy.ndarray while a batch is unpickled: keeps shape, order and bytes."""
+
+    def __setstate__(self, state: tuple[int, tuple[int, ...], StoredType, bool, bytes | str]) -> None:
+        """Keep what numpy writes: (version, shape, type, column-major, bytes; Python 2 bytes come as text)."""
+        _, shape, kind, column_major, raw = state
+        if not isinstance(kind, StoredType):
+            raise pickle.UnpicklingError("it holds an array without a type")
+        content = raw.encode("latin1") if isinstance(raw, str) else raw
+        order = "F" if column_major else "C"
+        self.values = np.frombuffer(content, dtype=np.uint8).reshape(shape, order=order)
+
+
+def _new_array(*pattern: object) -> StoredArray:
+    """Stand in for numpy's _reconstruct, which makes the empty array that the bytes are put into."""
+    del pattern
+    return StoredArray()
+
+
+def _bytes_from_text(text: str, encoding: str) -> bytes:
+    """Stand in for _codecs.encode, by which Python 3 spells bytes in pickle protocol 2."""
+    if encoding != "latin1":
         raise pickle.UnpicklingError(f"the encoding {encoding!r} is not one an array needs")
     return text.encode("latin1")
 
 
-def _array_parts() -> dict[tuple[str, str], Any]:
-    """Return the three constructors numpy's own arrays name in a pickle, by every module name they had."""
-    rebuild: Any = np.empty(0).__reduce__()[0]
-    parts: dict[tuple[str, str], Any] = {("_codecs", "encode"): _latin1}
-    for package in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        parts[package, "_reconstruct"] = rebuild
-    parts["numpy", "ndarray"] = np.ndarray
-    parts["numpy", "dtype"] = np.dtype
-    return parts
-
-
 class ArrayUnpickler(pickle.Unpickler):
-    """Loads plain containers, numbers, text and numpy arrays; any other class or function is refused."""
+    """Loads containers, numbers, text and byte arrays; every other class or function is refused.
 
-    allowed = _array_parts()
+    Even the names that numpy arrays use lead to stand-ins, so nothing outside this file is called.
+    """
+
+    stand_ins: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): _new_array,
+        ("numpy._core.multiarray", "_reconstruct"): _new_array,
+        ("numpy", "ndarray"): StoredArray,
+        ("numpy", "dtype"): StoredType,
+        ("_codecs", "encode"): _bytes_from_text,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what an array is built from; raise for everything else a pickle may name."""
+        """Return the stand-in for a name an array needs; raise for everything else a pickle may name."""
         try:
-            return self.allowed[module, name]
+            return self.stand_ins[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs") from None
 
@@ -60,13 +89,15 @@ def parse_batch(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Return images (n, 3, 32, 32) uint8 and labels (n,) of one pickled batch; no code in it is run."""
     try:
         batch = ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # damaged bytes may raise nearly anything while they are unpickled
         raise InputError(f"{where} is refused: {error}; fetch the file again") from error
-    data = batch.get("data") if isinstance(batch, dict) else None
+    stored = batch.get("data") if isinstance(batch, dict) else None
+    data = getattr(stored, "values", None)
     labels = batch.get("labels") if isinstance(batch, dict) else None
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (PIXELS,):
+    if not isinstance(stored, StoredArray) or data is None or data.shape[1:] != (PIXELS,):
         raise InputError(f"{where} is no CIFAR-10 batch: 'data' must be uint8 (n, {PIXELS})")
-    if not isinstance(labels, list) or len(labels) != len(data) or not set(labels) <= set(range(10)):
+    digits = isinstance(labels, list) and all(label in range(10) for label in labels)
+    if not isinstance(labels, list) or len(labels) != len(data) or not digits:
         raise InputError(f"{where} is no CIFAR-10 batch: 'labels' must list {len(data)} integers in 0..9")
     return data.reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)
 
@@ -77,6 +108,7 @@ def read_cifar10(split: str, root: str | None) -> Raw:
     folder = data_root(root, "cifar10", layout)
     batches = []
     for file in FILES[split]:
-        content = read_checked(folder, f"{FOLDER}/{file}", "cifar10", layout, MD5.get(file))
-        batches.append(parse_batch(content, f"{folder}/{FOLDER}/{file}"))
+        batches.append(
+            parse_batch(*read_checked(folder, f"{FOLDER}/{file}", "cifar10", layout, MD5.get(file)))
+        )
     return Raw(np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches]), classes=10)

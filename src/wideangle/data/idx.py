@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 
 import numpy as np
 
@@ -38,9 +38,10 @@ def parse_idx(content: bytes, where: str) -> np.ndarray:
         raise InputError(f"{where} is no idx file of unsigned bytes (it begins with {content[:4].hex()})")
     axes = content[3]
     start = 4 + 4 * axes
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], dtype=">u4")) if axes else ()
-    expected = int(np.prod(shape, dtype=np.int64))
-    if len(shape) != axes or len(content) - start != expected:
+    head = content[4:start]
+    shape = tuple(int.from_bytes(head[i : i + 4], "big") for i in range(0, len(head), 4))
+    expected = math.prod(shape)
+    if len(head) != 4 * axes or len(content) - start != expected:
         raise InputError(
             f"{where} is cut short or damaged: its head announces {expected} values of shape {shape}, "
             f"{max(0, len(content) - start)} follow; fetch it again"
@@ -50,13 +51,14 @@ def parse_idx(content: bytes, where: str) -> np.ndarray:
 
 def read_idx(name: str, split: str, root: str | None) -> Raw:
     """Return MNIST or Fashion-MNIST as stored: x uint8 (n, 1, 28, 28), labels 0..9."""
-    layout = f"{FOLDERS[name]}/{FILES['train'][0]}[.gz] and its three companions, as torchvision lays them out"
+    layout = (
+        f"{FOLDERS[name]}/{FILES['train'][0]}[.gz] and its three companions, as torchvision lays them out"
+    )
     folder = data_root(root, name, layout)
     arrays = []
     for file in FILES[split]:
         relative = f"{FOLDERS[name]}/{file}"
-        content = read_checked(folder, relative, name, layout, MD5.get(relative))
-        arrays.append(parse_idx(content, str(Path(folder, relative))))
+        arrays.append(parse_idx(*read_checked(folder, relative, name, layout, MD5.get(relative))))
     images, labels = arrays
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise InputError(f"{name}: images of shape {images.shape} do not go with labels of {labels.shape}")

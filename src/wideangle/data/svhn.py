@@ -20,12 +20,13 @@ MD5 = {
 def parse_mat(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Return images (n, 3, 32, 32) uint8 and labels 0..9 (stored as (32, 32, 3, n), with 10 for zero)."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         stored = loadmat(io.BytesIO(content), variable_names=["X", "y"])
-    except (MatReadError, ValueError, TypeError, OSError, EOFError, NotImplementedError) as error:
-        raise InputError(f"{where} is no MATLAB file ({error}); it may be cut short: fetch it again") from error
+    except Exception as error:  # a damaged file may fail anywhere in the parser, with any error
+        raise InputError(
+            f"{where} is no MATLAB file ({error}); it may be cut short: fetch it again"
+        ) from error
     images, labels = stored.get("X"), stored.get("y")
     if images is None or labels is None or images.dtype != np.uint8 or images.shape[:3] != (32, 32, 3):
         raise InputError(f"{where} is no SVHN file: it must hold X, uint8 (32, 32, 3, n), and y")
@@ -40,6 +41,5 @@ def read_svhn(split: str, root: str | None) -> Raw:
     layout = "train_32x32.mat and test_32x32.mat, as torchvision lays them out"
     folder = data_root(root, "svhn", layout)
     file = FILES[split]
-    content = read_checked(folder, file, "svhn", layout, MD5.get(file))
-    images, labels = parse_mat(content, f"{folder}/{file}")
+    images, labels = parse_mat(*read_checked(folder, file, "svhn", layout, MD5.get(file)))
     return Raw(images, labels, classes=10)

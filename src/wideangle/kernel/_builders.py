@@ -23,7 +23,9 @@ __all__ = ["Builder", "builder_for"]
 class Builder:
     """Collects one layer's factors for one chunk of samples."""
 
-    def __init__(self, cover: Cover, shapes: tuple[torch.Size, ...], uses: list[Call], samples: int, outputs: int):
+    def __init__(
+        self, cover: Cover, shapes: tuple[torch.Size, ...], uses: list[Call], samples: int, outputs: int
+    ):
         self.cover = cover
         self.shapes = shapes
         self.uses = uses
@@ -46,7 +48,9 @@ class Builder:
 class _Factorised(Builder):
     """Keeps inputs and output gradients: Outer for one position, Positions or Lookup for several."""
 
-    def __init__(self, cover: Cover, shapes: tuple[torch.Size, ...], uses: list[Call], samples: int, outputs: int):
+    def __init__(
+        self, cover: Cover, shapes: tuple[torch.Size, ...], uses: list[Call], samples: int, outputs: int
+    ):
         super().__init__(cover, shapes, uses, samples, outputs)
         rule = cover.rule
         assert rule.positions is not None
@@ -81,7 +85,9 @@ class _Factorised(Builder):
 class _PerSample(Builder):
     """Forms per-sample gradients: always for normalisation layers, elsewhere where the cost model says so."""
 
-    def __init__(self, cover: Cover, shapes: tuple[torch.Size, ...], uses: list[Call], samples: int, outputs: int):
+    def __init__(
+        self, cover: Cover, shapes: tuple[torch.Size, ...], uses: list[Call], samples: int, outputs: int
+    ):
         super().__init__(cover, shapes, uses, samples, outputs)
         width = sum(shape.numel() for shape in shapes)
         self.j = torch.zeros(samples, outputs, width, dtype=self.dtype, device=self.device)
@@ -96,7 +102,9 @@ class _PerSample(Builder):
             parts = [part.flatten(1) for part in (weight, bias) if part is not None]
             self.j[:, c] += torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def _gradient(self, one: Call, patches: Tensor | None, delta: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _gradient(
+        self, one: Call, patches: Tensor | None, delta: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         cover, rule = self.cover, self.cover.rule
         if rule.gradient is not None:
             scale, shift = rule.gradient(cover.module, one.a, delta)

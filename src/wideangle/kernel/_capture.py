@@ -10,7 +10,7 @@ overwrite what was remembered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -228,8 +228,8 @@ def _check_uncoupled(layout: Layout, probe: Batch, z: Tensor) -> None:
 def _accounts_for(
     cover: Cover,
     uses: list[Call],
-    deltas: list[Tensor | None],
-    gradients: dict[str, Tensor | None],
+    deltas: Sequence[Tensor | None],
+    gradients: Mapping[str, Tensor | None],
     samples: int,
 ) -> bool:
     """True where the rule reproduces autograd's gradient of the probe for every parameter of the layer."""

@@ -59,12 +59,12 @@ def angle_of(deficit: Tensor) -> Tensor:
 
 
 def _x_minus_sin(x: Tensor) -> Tensor:
-    """Return x - sin(x) to full relative accuracy (a series below 1/2)."""
+    """Return x - sin(x) for x >= 0 to full relative accuracy (a series below 1/4)."""
     y = x * x
-    series = 1 - y / 210
-    for divisor in (156.0, 110.0, 72.0, 42.0, 20.0):
+    series = 1 - y / 110
+    for divisor in (72.0, 42.0, 20.0):
         series = 1 - series * y / divisor
-    return torch.where(x < 0.5, x * y * series / 6, x - torch.sin(x))
+    return torch.where(x < 0.25, x * y * series / 6, x - torch.sin(x))
 
 
 def _relu_deficit(theta: Tensor) -> Tensor:
@@ -94,9 +94,10 @@ class _Series:
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
-        self.moment = float((self._coefficients(torch.ones((), dtype=torch.float64)) ** 2).sum())
-        if not self.moment > 0:
-            raise InputError(f"the activation {function!r} is zero on N(0, 1); it cannot be normalised")
+        unit = self._coefficients(torch.ones((), dtype=torch.float64))
+        self.moment = float((unit**2).sum())
+        if not float((unit[1:] ** 2).sum()) > 0:
+            raise InputError(f"the activation {function!r} is constant; it passes nothing on")
 
     def __call__(self, q_i: Tensor, q_j: Tensor, theta: Tensor) -> Layer:
         """Return the layer's effect; a common variance is passed as one tensor without dimensions."""
@@ -129,9 +130,9 @@ class _Series:
                 return a[:keep].reshape(-1, *q.shape)
             terms *= 2
         raise InputError(
-            f"the Hermite series of the activation {self.function!r} does not converge within {_MOST_TERMS} "
-            f"terms at pre-activation variance {float(q.max()):.4g}: scale the inputs to unit norm, or, where "
-            "they are, note that a function with a kink has no fast series (relu and relu2 are known by name)"
+            f"the Hermite series of the activation {self.function!r} does not converge within "
+            f"{_MOST_TERMS} terms at pre-activation variance {float(q.max()):.4g}: scale the inputs to unit "
+            "norm; a function with a kink has no fast series at all (relu and relu2 are known by name)"
         )
 
 
@@ -160,5 +161,5 @@ def _deficit(a: Tensor, b: Tensor, theta: Tensor) -> Tensor:
     for k in range(terms - 1, 0, -1):
         mismatch = mismatch + (a[k] - b[k]) ** 2
         tail = tail + a[k] * b[k]
-        geometric = geometric * rho + tail
+        geometric.mul_(rho).add_(tail)
     return mismatch / 2 + deficit_of(theta) * geometric

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from wideangle.errors import InputError
 
-__all__ = ["Batch", "OutputPick", "batch_size", "batches", "check_model", "logits", "select_parameters", "take"]
+__all__ = [
+    "Batch",
+    "OutputPick",
+    "batch_size",
+    "batches",
+    "check_model",
+    "logits",
+    "select_parameters",
+    "take",
+]
 
 Batch = Tensor | dict[str, Tensor]
 OutputPick = int | str | Callable[[Any], Tensor] | None
@@ -23,7 +32,7 @@ def batch_size(batch: Batch) -> int:
         if batch.dim() == 0:
             raise InputError("x is a single number; expected samples along the first dimension")
         return batch.shape[0]
-    sizes = {key: value.shape[0] for key, value in batch.items() if isinstance(value, Tensor) and value.dim()}
+    sizes = {key: value.shape[0] if value.dim() else 0 for key, value in batch.items()}
     if len(set(sizes.values())) != 1:
         raise InputError(f"the tensors of a dict batch need one common first dimension, got {sizes}")
     return next(iter(sizes.values()))
@@ -33,7 +42,7 @@ def take(batch: Batch, rows: slice | Tensor) -> Batch:
     """Return some samples of a batch."""
     if isinstance(batch, Tensor):
         return batch[rows]
-    return {key: value[rows] if value.dim() else value for key, value in batch.items()}
+    return {key: value[rows] for key, value in batch.items()}
 
 
 def _as_batch(item: Any) -> Batch:
@@ -63,7 +72,9 @@ def batches(x: Any, device: torch.device) -> list[Batch]:
     """Return `x` as a list of batches on `device`: a tensor, a dict, or any iterable (a DataLoader)."""
     items = [x] if isinstance(x, (Tensor, Mapping)) else x
     if not isinstance(items, Iterable) or isinstance(items, (str, bytes)):
-        raise InputError(f"x is a {type(x).__name__}; give a tensor, a dict of tensors or an iterable of batches")
+        raise InputError(
+            f"x is a {type(x).__name__}; give a tensor, a dict of tensors or an iterable of batches"
+        )
     result: list[Batch] = []
     for item in items:
         batch = _as_batch(item)
@@ -73,7 +84,33 @@ def batches(x: Any, device: torch.device) -> list[Batch]:
             result.append(moved)
     if not result:
         raise InputError("x holds no samples")
-    return result
+    return _merged(result)
+
+
+def _merged(items: list[Batch]) -> list[Batch]:
+    """Join neighbouring batches of one shape, so that small batches do not make small tiles."""
+    joined: list[list[Batch]] = []
+    for item in items:
+        if joined and _form(joined[-1][0]) == _form(item):
+            joined[-1].append(item)
+        else:
+            joined.append([item])
+    return [_joined(run) for run in joined]
+
+
+def _form(batch: Batch) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.shape[1:], batch.dtype
+    return {key: (value.shape[1:], value.dtype) for key, value in batch.items()}
+
+
+def _joined(run: list[Batch]) -> Batch:
+    first = run[0]
+    if len(run) == 1:
+        return first
+    if isinstance(first, Tensor):
+        return torch.cat([one for one in run if isinstance(one, Tensor)])
+    return {key: torch.cat([one[key] for one in run if isinstance(one, dict)]) for key in first}
 
 
 def check_model(model: nn.Module) -> None:
@@ -91,7 +128,11 @@ def check_model(model: nn.Module) -> None:
                 f"layer {name!r} ({kind}) is in train mode, where each sample's output depends on the whole "
                 "batch and no per-sample gradient exists; call model.eval() first"
             )
-        rate = getattr(module, "dropout", 0.0) if not isinstance(module, nn.modules.dropout._DropoutNd) else module.p
+        rate = (
+            getattr(module, "dropout", 0.0)
+            if not isinstance(module, nn.modules.dropout._DropoutNd)
+            else module.p
+        )
         if isinstance(rate, float) and rate > 0:
             raise InputError(
                 f"layer {name!r} ({kind}) drops units at random (p={rate}) in train mode, so the tangent "
@@ -129,7 +170,9 @@ def select_parameters(model: nn.Module, params: Any) -> list[str]:
         for want in wanted:
             if not any(name == want or name.startswith(f"{want}.") for name in named):
                 shown = ", ".join(list(named)[:8])
-                raise InputError(f"no parameter is called {want!r}; the model has {shown}{' ...' * (len(named) > 8)}")
+                raise InputError(
+                    f"no parameter is called {want!r}; the model has {shown}{' ...' * (len(named) > 8)}"
+                )
         chosen = [n for n in named if any(n == want or n.startswith(f"{want}.") for want in wanted)]
     if not chosen:
         raise InputError(
@@ -163,7 +206,9 @@ def logits(raw: Any, output: OutputPick, samples: int) -> Tensor:
             "the sample"
         )
     if not raw.is_floating_point():
-        raise InputError(f"the model returns {raw.dtype}; the kernel needs differentiable logits, not classes")
+        raise InputError(
+            f"the model returns {raw.dtype}; the kernel needs differentiable logits, not classes"
+        )
     return raw.reshape(samples, -1)
 
 

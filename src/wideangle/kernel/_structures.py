@@ -164,9 +164,7 @@ class Positions(Structure):
                     continue
                 flat = others.flatten(0, 2).T
                 for c in range(outputs):
-                    product = (mine[:, c].flatten(0, 1) @ flat).view(
-                        *similarity.shape[:3], outputs, theirs
-                    )
+                    product = (mine[:, c].flatten(0, 1) @ flat).view(*similarity.shape[:3], outputs, theirs)
                     # (rows, T, b', C, T') weighted by the similarity of the positions
                     result[rows, c] += product.mul_(similarity.unsqueeze(3)).sum((1, 4))
         return result

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.errors import InputError
-from wideangle.kernel._factors import Factors, Outputs, Setting, _device_of, collect, prepare, with_reroutes
+from wideangle.kernel._factors import Factors, collect
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, take
+from wideangle.kernel._pass import Outputs, Setting, device_of, prepare, with_reroutes
 from wideangle.kernel._structures import Kind
 from wideangle.kernel.cost import memory_limit, sample_bytes
 
@@ -73,7 +74,7 @@ def tangent_kernel(
         raise InputError(f"reduction is {reduction!r}; choose 'sum' or 'mean'")
     if reduction == "mean" and outputs not in ("trace", "sum"):
         raise InputError(f"reduction='mean' goes with outputs='trace' or 'sum', not with {outputs!r}")
-    device = _device_of(model)
+    device = device_of(model)
     first = batches(x1, device)
     second = None if x2 is None else batches(x2, device)
     limit = memory_limit(max_memory, device)
@@ -81,7 +82,14 @@ def tangent_kernel(
     def work(rerouted: tuple[str, ...]) -> tuple[Tensor, int]:
         samples = max(_count(first), _count(second or first))
         setting = prepare(
-            model, first[0], samples, outputs=outputs, output=output, params=params, limit=limit, rerouted=rerouted
+            model,
+            first[0],
+            samples,
+            outputs=outputs,
+            output=output,
+            params=params,
+            limit=limit,
+            rerouted=rerouted,
         )
         kind: Kind = "trace" if outputs == "trace" else "full"
         wide = setting.outputs**2 if kind == "full" else 1
@@ -107,7 +115,12 @@ def _count(items: list[Batch]) -> int:
 
 
 def _fill(
-    setting: Setting, first: list[Batch], second: list[Batch] | None, kind: Kind, dtype: torch.dtype, spare: int
+    setting: Setting,
+    first: list[Batch],
+    second: list[Batch] | None,
+    kind: Kind,
+    dtype: torch.dtype,
+    spare: int,
 ) -> Tensor:
     """Return the kernel from blocks of samples, of which two lie in memory at a time."""
     each = max(1, sample_bytes(setting.layout, setting.methods, setting.outputs))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from wideangle.errors import InputError
@@ -83,7 +83,9 @@ def _sum_to(per_sample: Tensor, shape: torch.Size, channel_first: bool) -> Tenso
 
 def _norm_gradient(normalised: Callable[[nn.Module, Tensor], Tensor], channel_first: bool):
     def gradient(module: nn.Module, a: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
-        shape = module.weight.shape if module.weight is not None else module.bias.shape  # type: ignore[union-attr]
+        weight = module._parameters["weight"]
+        assert weight is not None
+        shape = weight.shape
         scale = _sum_to(dz * normalised(module, a), shape, channel_first)
         return scale, _sum_to(dz, shape, channel_first)
 

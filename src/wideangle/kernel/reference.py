@@ -53,7 +53,9 @@ def jacobian(model: nn.Module, x: Any, *, output: OutputPick = None, params: Any
 
 def _gradient(value: Tensor, wanted: list[nn.Parameter]) -> Tensor:
     parts = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(wanted, parts, strict=True)])
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(wanted, parts, strict=True)]
+    )
 
 
 def jacobian_kernel(

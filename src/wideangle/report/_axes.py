@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from typing import Any
@@ -41,9 +42,9 @@ def dress(axes: Any, figure: Figure, *, ink: str, soft: str, grid: str) -> None:
     axes.tick_params(axis="x", which="major", length=4, color=soft, pad=4)
     axes.margins(x=0.02, y=0.06)
     axes.set_xlabel("\n".join(textwrap.wrap(clean(figure.x_label), 56)), color=ink, labelpad=6)
+    wrapped = "\n".join(textwrap.wrap(clean(figure.y_label), 56))
     size = axes.xaxis.label.get_fontsize()
-    wrapped = "\n".join(textwrap.wrap(clean(figure.y_label), 52))
-    axes.set_title(wrapped, loc="left", color=ink, pad=10, fontsize=size)
+    axes.figure.suptitle(wrapped, x=0.004, ha="left", color=ink, fontsize=size)
 
 
 def _scale(axis: Any, log: bool, whole: bool) -> None:
@@ -55,8 +56,9 @@ def _scale(axis: Any, log: bool, whole: bool) -> None:
         return
     low, high = axis.get_data_interval()
     decades = math.log10(high / low) if 0 < low < high else 0.0
-    subs = (1.0,) if decades >= 2 else (1.0, 2.0, 5.0) if decades >= 0.8 else tuple(range(1, 10))
-    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=6))
+    subs = (1.0,) if decades >= 2 else (1.0, 2.0, 5.0) if decades >= 1 else (1.0, 2.0, 3.0, 5.0)
+    narrow = MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10])
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=6) if decades >= 0.4 else narrow)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(_formatter(log=True))
 
@@ -73,7 +75,9 @@ def _formatter(log: bool = False) -> Any:
         def format_ticks(self, values: Any) -> list[str]:
             numbers = [float(value) for value in values]
             if log and all(value > 0 and math.log10(value).is_integer() for value in numbers):
-                return [power(round(math.log10(value))) for value in numbers]
+                exponents = [round(math.log10(value)) for value in numbers]
+                plain = all(-3 <= exponent <= 3 for exponent in exponents)
+                return [f"{10.0**part:g}" if plain else power(part) for part in exponents]
             return tick_labels(numbers)
 
     return Labels()
@@ -83,7 +87,8 @@ def tick_labels(values: list[float]) -> list[str]:
     """Labels of ticks with the fewest significant digits that tell them apart and lose nothing visible."""
     largest = max((abs(value) for value in values), default=0.0)
     values = [0.0 if abs(value) < 1e-12 * largest else value for value in values]
-    step = min((b - a for a, b in zip(sorted(values), sorted(values)[1:], strict=False) if b > a), default=largest)
+    gaps = [high - low for low, high in itertools.pairwise(sorted(values)) if high > low]
+    step = min(gaps, default=largest)
     for digits in range(1, 16):
         texts = [f"{value:.{digits}g}" for value in values]
         worst = max((abs(float(t) - v) for t, v in zip(texts, values, strict=True)), default=0.0)
@@ -98,7 +103,8 @@ def _pretty(text: str) -> str:
         return "0"
     exponent = math.floor(math.log10(abs(value)))
     if -4 <= exponent <= 5:
-        return f"{value:f}".rstrip("0").rstrip(".").replace("-", "−") if "e" in text else text.replace("-", "−")
+        plain = f"{value:f}".rstrip("0").rstrip(".") if "e" in text else text
+        return plain.replace("-", "−")
     mantissa, _, _ = f"{float(text):.6e}".partition("e")
     mantissa = mantissa.rstrip("0").rstrip(".").replace("-", "−")
     return power(exponent) if mantissa == "1" else f"{mantissa}·{power(exponent)}"

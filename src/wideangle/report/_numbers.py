@@ -46,7 +46,7 @@ def number(value: float | None, group: bool = True) -> str:
 
 def power(exponent: int) -> str:
     """Ten to a whole power as it is written by hand."""
-    if -2 <= exponent <= 3:
+    if 0 <= exponent <= 1:
         return f"{10.0**exponent:g}"
     return "10" + str(exponent).translate(_SUPERSCRIPTS)
 

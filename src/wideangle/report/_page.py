@@ -11,7 +11,8 @@ from wideangle.plan import Plan
 from wideangle.report import _numbers, _plot, _tables
 
 ROWS = 1000
-_LOUD = re.compile(r"(?<![\w.])([-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?)(?![\w])(?!\.\w)")
+BESIDE = 5
+_LOUD = re.compile(r"(?<![\w.])([-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?:\s?%)?)(?![\w])(?!\.\w)")
 _STATUS = {"done": "done", "skipped": "skipped", "failed": "failed", "interrupted": "interrupted"}
 
 
@@ -67,6 +68,7 @@ def _section(document: Document, section: Section, position: int) -> dict[str, A
         "status": _STATUS.get(section.status, "done"),
         "time": took if section.budget is None else f"{took} of {_numbers.duration(section.budget)}",
         "over": over,
+        "beside": len(section.figures) % 2 == 1 and len(section.values) >= BESIDE,
         "values": [(_numbers.label(name), _numbers.show(value)) for name, value in section.values.items()],
         "notes": [_numbers.clean(note) for note in section.notes],
         "figures": [

@@ -16,7 +16,7 @@ from wideangle.document import Figure, Mark, Series
 from wideangle.report._axes import dress, usable
 from wideangle.report._numbers import clean, finite
 
-WIDTH, HEIGHT, FONT = 480, 300, 13.5
+WIDTH, HEIGHT, FONT = 480, 310, 14.5
 INK, SOFT, GRID = "#101010", "#202020", "#303030"
 COLOURS = ["#400001", "#400002", "#400003", "#400004", "#400005", "#400006"]
 _VARIABLES = {INK: "ink", SOFT: "soft", GRID: "grid"} | {c: f"c{k}" for k, c in enumerate(COLOURS)}
@@ -30,7 +30,7 @@ SWATCHES = {
     "v": "M14 9l4.2 -7.6h-8.4z",
     "P": "M12.4 1h3.2v2.4h2.4v3.2h-2.4v2.4h-3.2v-2.4h-2.4v-3.2h2.4z",
 }
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "text.usetex": False,
@@ -60,7 +60,8 @@ def keys(figure: Figure) -> list[Key]:
     for position, series in enumerate(figure.series):
         rank = seen[series.style]
         seen[series.style] += 1
-        dash = " ".join(f"{part:g}" for part in DASHES[rank % len(DASHES)]) if series.style == "dashed" else ""
+        pattern = DASHES[rank % len(DASHES)] if series.style == "dashed" else ()
+        dash = " ".join(f"{part:g}" for part in pattern)
         marked = series.style == "points" or (series.style == "line" and lines > 1)
         marker = MARKERS[rank % len(MARKERS)] if marked else ""
         variable = f"c{position % len(COLOURS)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 from wideangle.document import Document, Figure, Section, Series, Table
 from wideangle.plan import Decision, Plan
 from wideangle.report._numbers import SHOWN, clean, finite, label, listing, number, show
+
+PRINTED = 20
 
 
 class PlanRow(NamedTuple):
@@ -24,11 +27,12 @@ class PlanRow(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The points of the series that share one x: a header, the rows and how many rows there were."""
+    """The points of the series that share one x: a header, rows, how many there were, which go on paper."""
 
     columns: list[str]
     rows: list[list[str]]
     total: int
+    printed: frozenset[int]
 
 
 def plan_rows(plan: Plan) -> list[PlanRow]:
@@ -69,7 +73,7 @@ def next_command(plan: Plan, command: str | None) -> str | None:
         words = shlex.split(command or "")
     except ValueError:
         words = []
-    given = [after for before, after in zip(words, words[1:], strict=False) if before == "--plan"]
+    given = [after for before, after in itertools.pairwise(words) if before == "--plan"]
     given += [word.partition("=")[2] for word in words if word.startswith("--plan=")]
     name = given[-1] if given else "plan.json"
     return shlex.join(["wideangle", "train", clean(plan.model), "--data", clean(plan.data), "--plan", name])
@@ -110,7 +114,8 @@ def grids(figure: Figure, limit: int) -> list[Grid]:
             [_cell(xs[k]), *(_cell(series.y[k]) if k < len(series.y) else "" for series in members)]
             for k in _thin(len(xs), limit)
         ]
-        found.append(Grid([clean(figure.x_label) or "x", *names], rows, len(xs)))
+        printed = frozenset(_thin(len(rows), PRINTED))
+        found.append(Grid([clean(figure.x_label) or "x", *names], rows, len(xs), printed))
     return found
 
 
@@ -122,9 +127,6 @@ def points(curve: Figure, pairs: list[list[float]], limit: int) -> Grid:
 
 def hidden_points(figure: Figure) -> int:
     """How many finite points a logarithmic axis cannot show."""
-    return sum(
-        1
-        for series in figure.series
-        for x, y in zip(series.x, series.y, strict=False)
-        if finite(x) and y is not None and finite(y) and ((figure.x_log and x <= 0) or (figure.y_log and y <= 0))
-    )
+    pairs = [pair for series in figure.series for pair in zip(series.x, series.y, strict=False)]
+    points = [(x, y) for x, y in pairs if finite(x) and y is not None and finite(y)]
+    return sum((figure.x_log and x <= 0) or (figure.y_log and y <= 0) for x, y in points)

@@ -1,17 +1,17 @@
-"""The product J v of a function of named parameters: forward mode, or two backward passes where it is missing."""
+"""The product J v of a function of named parameters: forward mode, or two backward passes without it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from wideangle.errors import InputError
-from wideangle.kernel._model import plain_attention
+from wideangle.kernel._model import OutputPick, _pick, plain_attention
 
-__all__ = ["Mode", "Named", "push_forward"]
+__all__ = ["Mode", "Named", "pick_tensor", "push_forward"]
 
 Named = dict[str, Tensor]
 Mode = Literal["auto", "forward", "reverse"]
@@ -47,8 +47,8 @@ def push_forward(
 
 def _forward(function: Callable[[Named], Tensor], point: Named, direction: Named) -> tuple[Tensor, Tensor]:
     with plain_attention():
-        value, product = torch.func.jvp(function, (point,), (direction,))
-    return value, product
+        pair = torch.func.jvp(function, (point,), (direction,))
+    return pair[0], pair[1]
 
 
 def _reverse(function: Callable[[Named], Tensor], point: Named, direction: Named) -> tuple[Tensor, Tensor]:
@@ -57,9 +57,29 @@ def _reverse(function: Callable[[Named], Tensor], point: Named, direction: Named
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in point.items()}
         value = function(leaves)
         weights = torch.zeros_like(value, requires_grad=True)
-        pulled = torch.autograd.grad(value, list(leaves.values()), weights, create_graph=True, allow_unused=True)
+        pulled = torch.autograd.grad(
+            value, list(leaves.values()), weights, create_graph=True, allow_unused=True
+        )
         terms = [(g * v).sum() for g, v in zip(pulled, direction.values(), strict=True) if g is not None]
         if not terms or not (total := torch.stack(terms).sum()).requires_grad:
             return value.detach(), torch.zeros_like(value)
         (product,) = torch.autograd.grad(total, weights, create_graph=True)
     return value.detach(), product if wanted else product.detach()
+
+
+def pick_tensor(raw: Any, output: OutputPick) -> Tensor:
+    """Return the tensor `output` names within what a model returned, in the shape it has there.
+
+    Raises:
+        InputError: a tuple, dict or ModelOutput without `output=`, or a part that is not there.
+    """
+    if not isinstance(raw, Tensor) and output is not None:
+        raw = _pick(raw, output)
+    elif callable(output):
+        raw = output(raw)
+    if not isinstance(raw, Tensor):
+        raise InputError(
+            f"the model returns a {type(raw).__name__}, not a tensor; say which part to take, "
+            "for example output=0 or output='logits'"
+        )
+    return raw

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.errors import InputError
-from wideangle.kernel._model import OutputPick, _pick, select_parameters
-from wideangle.taylor._push import Mode, Named, push_forward
+from wideangle.kernel._model import OutputPick, select_parameters
+from wideangle.taylor._push import Mode, Named, pick_tensor, push_forward
 
 __all__ = ["Linearized", "linearize"]
 
@@ -33,7 +33,9 @@ class Linearized(nn.Module):
 
     _origin: nn.Module
 
-    def __init__(self, model: nn.Module, *, params: Any = None, output: OutputPick = None, mode: Mode = "auto"):
+    def __init__(
+        self, model: nn.Module, *, params: Any = None, output: OutputPick = None, mode: Mode = "auto"
+    ):
         super().__init__()
         chosen = select_parameters(model, params)
         origin = _copy(model)
@@ -64,24 +66,17 @@ class Linearized(nn.Module):
         def function(weights: Named) -> Tensor:
             return self._evaluate(weights, args, kwargs)
 
-        value, product, self._mode = push_forward(function, point, shift, self._mode)
+        value, product, worked = push_forward(function, point, shift, self._mode)
+        self._mode = "reverse" if worked == "reverse" else self._mode
         return value + product
 
     def _evaluate(self, weights: Named, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         state = {name: buffer.clone() for name, buffer in self._origin.named_buffers(remove_duplicate=False)}
         for name, others in self._aliases.items():
             state.update(dict.fromkeys(others, weights[name]))
-        raw = torch.func.functional_call(self._origin, state, args, kwargs, tie_weights=False)
-        if not isinstance(raw, Tensor) and self._output is not None:
-            raw = _pick(raw, self._output)
-        elif callable(self._output):
-            raw = self._output(raw)
-        if not isinstance(raw, Tensor):
-            raise InputError(
-                f"the model returns a {type(raw).__name__}, not a tensor; say which part to expand, "
-                "for example output=0 or output='logits'"
-            )
-        return raw
+        return pick_tensor(
+            torch.func.functional_call(self._origin, state, args, kwargs, tie_weights=False), self._output
+        )
 
 
 def _copy(model: nn.Module) -> nn.Module:
