@@ -1,1 +1,7 @@
-"""To be filled."""
+"""The command line: wideangle VERB TARGET --data D --plan P --out R.html --json J.json --seed S --device DEV."""
+
+from __future__ import annotations
+
+from wideangle.cli._main import app
+
+__all__ = ["app"]

@@ -41,7 +41,7 @@ class StoredArray:
     """Stands in for numpy.ndarray while a batch is unpickled: keeps shape, order and bytes."""
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], StoredType, bool, bytes | str]) -> None:
-        """Keep what numpy writes: (version, shape, type, column-major, bytes; Python 2 bytes come as text)."""
+        """Keep what numpy writes: version, shape, type, column-major, bytes (text from Python 2)."""
         _, shape, kind, column_major, raw = state
         if not isinstance(kind, StoredType):
             raise pickle.UnpicklingError("it holds an array without a type")
@@ -57,7 +57,7 @@ def _new_array(*pattern: object) -> StoredArray:
 
 
 def _bytes_from_text(text: str, encoding: str) -> bytes:
-    """Stand in for _codecs.encode, by which Python 3 spells bytes in pickle protocol 2."""
+    """Stand in for _codecs.encode, by which Python 3 spells bytes in protocol 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"the encoding {encoding!r} is not one an array needs")
     return text.encode("latin1")

@@ -34,7 +34,6 @@ class Call:
 
     a: Tensor
     z: Tensor
-    version: int
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Reroute(Exception):  # noqa: N818 - a message between two functions, not a
 
 
 @contextmanager
-def _recording(covers: tuple[Cover, ...], keep_inputs: bool) -> Iterator[dict[str, list[Call]]]:
+def _recording(covers: tuple[Cover, ...]) -> Iterator[dict[str, list[Call]]]:
     calls: dict[str, list[Call]] = {cover.name: [] for cover in covers}
 
     def hook_for(name: str) -> Any:
@@ -99,8 +98,7 @@ def _recording(covers: tuple[Cover, ...], keep_inputs: bool) -> Iterator[dict[st
             if not isinstance(out, Tensor) or not isinstance(a, Tensor):
                 return out
             z = out if out.requires_grad else out.detach().requires_grad_()
-            a = a.detach().clone() if keep_inputs else a.detach()
-            calls[name].append(Call(a, z, a._version))
+            calls[name].append(Call(a.detach(), z))
             return z.clone()
 
         return hook
@@ -118,12 +116,8 @@ def run(
     """Return the logits (b, C) with their graph, and the calls of every covered layer."""
     samples = batch_size(batch)
     state = layout.parameters if parameters is None else parameters
-    for keep_inputs in (False, True):
-        with torch.enable_grad(), plain_attention(), _recording(layout.covers, keep_inputs) as calls:
-            z = logits(call(layout.model, state, batch), layout.output, samples)
-        if all(one.a._version == one.version for uses in calls.values() for one in uses):
-            return z, calls
-        # some layer's input was changed in place after the layer had read it: once more, with copies
+    with torch.enable_grad(), plain_attention(), _recording(layout.covers) as calls:
+        z = logits(call(layout.model, state, batch), layout.output, samples)
     return z, calls
 
 
@@ -179,14 +173,18 @@ def arrange(model: nn.Module, batch: Batch, output: OutputPick, chosen: list[str
     direction = torch.linspace(0.7, 1.3, z.shape[1], device=device, dtype=z.dtype)
     leaves = [one.z for uses in calls.values() for one in uses]
     wanted = [leaves_by_name[name] for name in chosen]
-    gradients = torch.autograd.grad((z[0] * direction).sum(), leaves + wanted, allow_unused=True)
+    with torch.enable_grad():
+        first, last = (z[0] * direction).sum(), (z[-1] * direction).sum()
+    gradients = torch.autograd.grad(first, leaves + wanted, allow_unused=True, retain_graph=True)
     by_call = iter(gradients[: len(leaves)])
+    by_call_last = iter(torch.autograd.grad(last, leaves, allow_unused=True) if leaves else ())
     by_name = dict(zip(chosen, gradients[len(leaves) :], strict=True))
     kept, positions = [], {}
     for cover in covers:
         uses = calls[cover.name]
-        deltas = [next(by_call) for _ in uses]
-        if _accounts_for(cover, uses, deltas, by_name, samples):
+        deltas, others = [next(by_call) for _ in uses], [next(by_call_last) for _ in uses]
+        apart = samples == 1 or (_only_row(deltas, 0) and _only_row(others, samples - 1))
+        if apart and _accounts_for(cover, uses, deltas, by_name, samples):
             kept.append(cover)
             positions[cover.name] = _positions(cover, uses)
     covered = {name for cover in kept for name in cover.names}
@@ -203,6 +201,16 @@ def arrange(model: nn.Module, batch: Batch, output: OutputPick, chosen: list[str
     )
 
 
+def _only_row(deltas: Sequence[Tensor | None], row: int) -> bool:
+    """True where the gradient of sample `row` is zero in all other rows: the first dimension is the sample."""
+    for delta in deltas:
+        if delta is not None and (delta.dim() == 0 or row >= delta.shape[0]):
+            return False
+        if delta is not None and bool((delta[:row] != 0).any() | (delta[row + 1 :] != 0).any()):
+            return False
+    return True
+
+
 def _positions(cover: Cover, uses: list[Call]) -> int:
     if cover.rule.cotangents is None:
         return 1
@@ -210,18 +218,29 @@ def _positions(cover: Cover, uses: list[Call]) -> int:
 
 
 def _check_uncoupled(layout: Layout, probe: Batch, z: Tensor) -> None:
-    """Refuse a model for which the first sample's output changes with its company."""
-    rows = torch.zeros(batch_size(probe), dtype=torch.long, device=z.device)
+    """Refuse a model whose output for a sample changes from call to call, or with its company."""
+    samples = batch_size(probe)
+    same = torch.arange(samples, device=z.device)
+    _check_same(layout, probe, z, same, "from one call to the next; it is random (switch dropout off)")
+    _check_same(
+        layout,
+        probe,
+        z[:1].expand_as(z),
+        torch.zeros_like(same),
+        "with the other samples of its batch; it is batch-coupled (BatchNorm: call model.eval())",
+    )
+
+
+def _check_same(layout: Layout, probe: Batch, expected: Tensor, rows: Tensor, reason: str) -> None:
     with torch.no_grad(), plain_attention():
         raw = call(layout.model, layout.parameters, take(probe, rows))
     again = logits(raw, layout.output, len(rows))
-    tolerance = 1e-3 if z.dtype != torch.float64 else 1e-8
-    change = (again[0] - z[0].detach()).abs().max()
-    if bool(change > tolerance * z.detach().abs().max().clamp_min(1e-12)):
+    tolerance = 1e-3 if again.dtype != torch.float64 else 1e-8
+    change = (again - expected.detach()).abs().max()
+    if bool(change > tolerance * expected.detach().abs().max().clamp_min(1e-12)):
         raise InputError(
-            f"the model's output for one sample changes by {float(change):.3g} when the other samples of its "
-            "batch change, or from call to call; it is batch-coupled or random, so it has no tangent "
-            "kernel (BatchNorm: call model.eval(); dropout: switch it off)"
+            f"the model's output for a sample changes by {float(change):.3g} {reason}, so it has no tangent "
+            "kernel"
         )
 
 
@@ -235,8 +254,6 @@ def _accounts_for(
     """True where the rule reproduces autograd's gradient of the probe for every parameter of the layer."""
     if not fits(cover, uses, samples):
         return False
-    if any(delta is not None and samples > 1 and bool(delta[1:].abs().max() > 0) for delta in deltas):
-        return False  # the first dimension is not the sample
     shapes = tuple(cover.module._parameters[n.rpartition(".")[2]].shape for n in cover.names)  # type: ignore[union-attr]
     if not uses:
         return all(gradients[name] is None for name in cover.names)

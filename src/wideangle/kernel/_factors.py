@@ -106,10 +106,12 @@ class Factors:
                 if other is None and j > i:
                     continue
                 tile = self._tile(self._chunks[i], theirs._chunks[j], kind, dtype)
+                if other is None and j == i:
+                    tile = (tile + _mirror(tile)).mul_(0.5)
                 result[rows].narrow(columns_axis, columns.start, columns.stop - columns.start).copy_(tile)
                 if other is None and j < i:
-                    mirror = tile.permute(2, 3, 0, 1) if kind == "full" else tile.T
-                    result[columns].narrow(columns_axis, rows.start, rows.stop - rows.start).copy_(mirror)
+                    height = rows.stop - rows.start
+                    result[columns].narrow(columns_axis, rows.start, height).copy_(_mirror(tile))
         return result
 
     def _tile(self, mine: Chunk, theirs: Chunk, kind: Kind, dtype: torch.dtype) -> Tensor:
@@ -190,6 +192,10 @@ class Factors:
         columns = v.reshape(n * outputs, -1).T.reshape(-1, n, outputs)
         product = self.push(self.pull(columns.contiguous()))
         return product.reshape(-1, n * outputs).T.reshape(v.shape)
+
+
+def _mirror(tile: Tensor) -> Tensor:
+    return tile.permute(2, 3, 0, 1) if tile.dim() == 4 else tile.T
 
 
 def _spans(chunks: list[Chunk]) -> list[slice]:

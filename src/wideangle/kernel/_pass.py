@@ -92,7 +92,7 @@ def prepare(
         layout = replace(layout, covers=covers, fallback=layout.fallback + rerouted)
     cotangents = cotangents_for(outputs, layout.outputs, layout.dtype, layout.device)
     trace = outputs != "full"
-    methods = choose_methods(layout, samples, len(cotangents), trace)
+    methods = choose_methods(layout, samples, len(cotangents), trace, limit)
     chunk = chunk_size(layout, methods, len(cotangents), limit, trace)
     return Setting(layout, cotangents, methods, chunk)
 

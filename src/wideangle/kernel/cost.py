@@ -48,56 +48,72 @@ def memory_limit(max_memory: int | float | None, device: torch.device) -> int:
 def _sizes(cover: Cover) -> tuple[int, int, int]:
     """Return groups, fan-in K and fan-out O (per group) of a layer."""
     groups = int(getattr(cover.module, "groups", 1))
-    weight = cover.module._parameters.get("weight")
-    assert weight is not None
+    weight = cover.module.weight
+    assert isinstance(weight, torch.Tensor)
     return groups, weight[0].numel(), weight.shape[0] // groups
 
 
-def choose_methods(layout: Layout, samples: int, outputs: int, trace: bool) -> dict[str, Method]:
-    """Return for each covered layer the method with fewer multiply-adds.
+def choose_methods(
+    layout: Layout, samples: int, outputs: int, trace: bool, limit: int | None = None
+) -> dict[str, Method]:
+    """Return for each covered layer the method with fewer multiply-adds, within memory where that helps.
 
     per-sample:  n C T g K O + n^2 C^q g K O        factorised:  n^2 g T^2 (K + C^q O)
 
     with q = 1 for the trace kernel and 2 for the full one; a layer with one position is always factorised.
+    Where the factors of all samples would exceed `limit`, layers that are smaller factorised are kept so.
 
     Args:
         layout: the model's layout.
         samples: n.
         outputs: C, the number of logits differentiated.
         trace: whether only the sum over outputs is wanted.
+        limit: bytes for the factors of all samples.
     """
-    methods: dict[str, Method] = {}
-    wide = outputs if trace else outputs * outputs
+    methods = {c.name: _fewer_operations(c, layout, samples, outputs, trace) for c in layout.covers}
+    if limit is None:
+        return methods
+    savings = []
     for cover in layout.covers:
-        if cover.rule.gradient is not None:
-            methods[cover.name] = "per-sample"
-            continue
-        positions = layout.positions[cover.name]
-        if cover.rule.lookup or positions <= 1:
-            methods[cover.name] = "factorised"
-            continue
-        groups, fan_in, fan_out = _sizes(cover)
-        area = groups * fan_in * fan_out
-        explicit = samples * outputs * positions * area + samples**2 * wide * area
-        implicit = samples**2 * groups * positions**2 * (fan_in + wide * fan_out)
-        methods[cover.name] = "per-sample" if explicit <= implicit else "factorised"
+        if methods[cover.name] == "per-sample" and cover.rule.gradient is None:
+            large = _layer_numbers(cover, layout, "per-sample", outputs)
+            small = _layer_numbers(cover, layout, "factorised", outputs)
+            savings.append((large - small, cover.name))
+    for saving, name in sorted(savings, reverse=True):
+        if saving <= 0 or samples * sample_bytes(layout, methods, outputs) <= limit:
+            break
+        methods[name] = "factorised"
     return methods
+
+
+def _fewer_operations(cover: Cover, layout: Layout, samples: int, outputs: int, trace: bool) -> Method:
+    if cover.rule.gradient is not None:
+        return "per-sample"
+    positions = layout.positions[cover.name]
+    if cover.rule.lookup or positions <= 1:
+        return "factorised"
+    wide = outputs if trace else outputs * outputs
+    groups, fan_in, fan_out = _sizes(cover)
+    area = groups * fan_in * fan_out
+    explicit = samples * outputs * positions * area + samples**2 * wide * area
+    implicit = samples**2 * groups * positions**2 * (fan_in + wide * fan_out)
+    return "per-sample" if explicit <= implicit else "factorised"
+
+
+def _layer_numbers(cover: Cover, layout: Layout, method: Method, outputs: int) -> int:
+    """Return how many numbers one sample's factors of one layer hold."""
+    if method == "per-sample":
+        return outputs * sum(layout.shape(name).numel() for name in cover.names)
+    positions = max(1, layout.positions[cover.name])
+    if cover.rule.lookup:
+        return positions * (2 + outputs * layout.shape(cover.names[0])[-1])
+    groups, fan_in, fan_out = _sizes(cover)
+    return positions * groups * (fan_in + outputs * fan_out)
 
 
 def sample_bytes(layout: Layout, methods: dict[str, Method], outputs: int) -> int:
     """Return the bytes of factors one sample needs."""
-    total = 0
-    for cover in layout.covers:
-        width = sum(layout.shape(name).numel() for name in cover.names)
-        if methods[cover.name] == "per-sample":
-            total += outputs * width
-            continue
-        positions = max(1, layout.positions[cover.name])
-        if cover.rule.lookup:
-            total += positions * (2 + outputs * layout.shape(cover.names[0])[-1])
-            continue
-        groups, fan_in, fan_out = _sizes(cover)
-        total += positions * groups * (fan_in + outputs * fan_out)
+    total = sum(_layer_numbers(cover, layout, methods[cover.name], outputs) for cover in layout.covers)
     total += outputs * sum(layout.shape(name).numel() for name in layout.fallback)
     return total * layout.dtype.itemsize
 
@@ -116,4 +132,5 @@ def chunk_size(layout: Layout, methods: dict[str, Method], outputs: int, limit: 
             "raise max_memory, or select fewer outputs or parameters"
         )
     preferred = 256 if trace else 64
-    return max(1, min(preferred, limit // each))
+    # a tile holds two chunks in the precision of the sums beside the cached factors
+    return max(1, min(preferred, limit // (8 * each)))

@@ -124,7 +124,7 @@ def _fill(
 ) -> Tensor:
     """Return the kernel from blocks of samples, of which two lie in memory at a time."""
     each = max(1, sample_bytes(setting.layout, setting.methods, setting.outputs))
-    block = max(setting.chunk, int(spare // (2 * each)))
+    block = max(setting.chunk, int(spare // (4 * each)))
     rows = _blocks(first, block)
     columns = rows if second is None else _blocks(second, block)
     if len(rows) == 1 and second is None:

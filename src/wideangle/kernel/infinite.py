@@ -175,7 +175,7 @@ def depth_for_angle(
             return depth
     reached = float(angle_of(torch.tensor(gap, dtype=torch.float64)))
     raise InputError(
-        f"a gradient angle of {target:.4g} rad is not reached by depth {max_depth} (there {reached:.4g} rad); "
+        f"the gradient angle of {target:.4g} rad is out of reach at depth {max_depth} ({reached:.4g}); "
         "for ReLU it tends to arccos(1/4) = 1.318 rad, and parallel inputs never part"
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from wideangle.document import Figure, Series
 from wideangle.report._numbers import clean, finite, power
 
-LARGEST = 1e290
+LARGEST, SMALLEST = 1e250, 1e-250
 
 
 def usable(figure: Figure, series: Series) -> tuple[list[float], list[float]]:
@@ -18,8 +18,9 @@ def usable(figure: Figure, series: Series) -> tuple[list[float], list[float]]:
     xs, ys = [], []
     for x, y in zip(series.x, series.y, strict=False):
         fine = finite(x) and y is not None and finite(y) and max(abs(x), abs(y)) < LARGEST
-        fine = fine and (x > 0 or not figure.x_log) and (y is None or y > 0 or not figure.y_log)
-        xs.append(float(x) if finite(x) and (x > 0 or not figure.x_log) else math.nan)
+        fine = fine and (x > SMALLEST or not figure.x_log)
+        fine = fine and (y is None or y > SMALLEST or not figure.y_log)
+        xs.append(float(x) if fine else math.nan)
         ys.append(float(y) if fine and y is not None else math.nan)
     return xs, ys
 
@@ -55,7 +56,7 @@ def _scale(axis: Any, log: bool, whole: bool) -> None:
         axis.set_major_formatter(_formatter())
         return
     low, high = axis.get_data_interval()
-    decades = math.log10(high / low) if 0 < low < high else 0.0
+    decades = math.log10(high) - math.log10(low) if 0 < low < high else 0.0
     subs = (1.0,) if decades >= 2 else (1.0, 2.0, 5.0) if decades >= 1 else (1.0, 2.0, 3.0, 5.0)
     narrow = MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10])
     axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=6) if decades >= 0.4 else narrow)

@@ -88,7 +88,7 @@ def duration(seconds: float | None) -> str:
     """Seconds as a person says them."""
     if not finite(seconds) or seconds is None:
         return MISSING
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -31,6 +31,7 @@ def render(document: Document, plan: Plan | None) -> str:
         verdict=[_numbers.clean(sentence) for sentence in document.verdict],
         plan=None if plan is None else _plan(document, plan),
         sections=sections,
+        command=_numbers.clean(document.provenance.command or ""),
         facts=_facts(document),
         origin=_origin(document),
     )

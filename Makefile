@@ -1,0 +1,58 @@
+# Each target makes .venv on first use and installs what it needs into it.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+BASE := $(VENV)/.base-installed
+DEV := $(VENV)/.dev-installed
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+# Real data for the tests and the runs that want it: a folder beside this one, unless one is named already.
+ifndef WIDEANGLE_DATA
+ifneq ($(wildcard ../shared/data/.),)
+export WIDEANGLE_DATA := $(abspath ../shared/data)
+endif
+endif
+
+.PHONY: help checkup test test-all lint bench docs
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make checkup   check up a network on the bundled digits and write report.html (base install)"
+	@echo "make test      the tests, without the slow ones"
+	@echo "make test-all  all tests"
+	@echo "make lint      ruff and pyright"
+	@echo "make bench     the benchmark tables"
+	@echo "make docs      run the examples of README.md and docs/"
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit("wideangle needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another with make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(BASE): pyproject.toml constraints.txt | $(RUN)
+	$(INSTALL) .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(RUN)
+	$(INSTALL) '.[dev]'
+	@touch $(BASE) $@
+
+checkup: $(BASE)
+	$(VENV)/bin/wideangle checkup mlp --data digits --out report.html --json checkup.json --plan plan.json
+	@echo "The report is $(CURDIR)/report.html: open it in a browser."
+
+test: $(DEV)
+	$(RUN) -m pytest -m "not slow"
+
+test-all: $(DEV)
+	$(RUN) -m pytest
+
+lint: $(DEV)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright
+
+bench: $(DEV)
+	$(RUN) benchmarks/bench_kernel.py
+
+docs: $(DEV)
+	$(RUN) -m pytest --doctest-glob='*.md' README.md docs
