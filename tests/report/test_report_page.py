@@ -36,7 +36,7 @@ def test_one_h1_and_no_level_skipped(page, document):
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     assert page.root.all("html")[0].attributes["lang"] == "en"
-    assert page.root.all("title")[0].text() == document.title
+    assert page.root.all("title")[0].text() == f"{document.title}: {document.subject}"
 
 
 def test_every_verdict_sentence_with_its_number_in_bold(page, document):

@@ -1,4 +1,4 @@
-"""The command line: wideangle VERB TARGET --data D --plan P --out R.html --json J.json --seed S --device DEV."""
+"""The command line: wideangle VERB TARGET --data D --plan P --out R --json J --seed S --device DEV."""
 
 from __future__ import annotations
 

@@ -70,7 +70,12 @@ def width() -> int:
 def paragraph(text: str, indent: str = "", first: str | None = None) -> None:
     """Print text, wrapped."""
     begin = indent if first is None else first
-    typer.echo(textwrap.fill(text, width(), initial_indent=begin, subsequent_indent=indent) or begin)
+    filled = textwrap.fill(text, width(), initial_indent=begin, subsequent_indent=indent)
+    typer.echo((filled or begin).rstrip())
+
+
+def _column(text: str, room: int) -> str:
+    return f"{text:<{room}}" if len(text) <= room - 2 else f"{text}  "
 
 
 def heading(text: str) -> None:
@@ -84,7 +89,7 @@ def pairs(rows: Iterable[tuple[str, str]], indent: str = "  ") -> None:
     listed = list(rows)
     room = min(max((len(name) for name, _ in listed), default=0), 34) + 2
     for name, value in listed:
-        paragraph(value, indent + " " * room, f"{indent}{name:<{room}}")
+        paragraph(value, indent + " " * room, indent + _column(name, room))
 
 
 def section(part: Section) -> None:
@@ -123,7 +128,7 @@ def plan_table(plan: Plan) -> None:
     space = min(max(len(value) for value in values), 28) + 2
     for row, value in zip(rows, values, strict=True):
         evidence = row.evidence if row.measured or row.evidence != row.value else ""
-        paragraph(evidence, " " * (room + space + 2), f"  {row.name:<{room}}{value:<{space}}")
+        paragraph(evidence, " " * (room + space + 2), f"  {_column(row.name, room)}{_column(value, space)}")
 
 
 def files(written: Iterable[tuple[str, Path]]) -> None:

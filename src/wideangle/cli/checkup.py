@@ -53,7 +53,7 @@ def measure(
         dataset.x,
         dataset.y,
         loss=loss,
-        only=only,
+        only=only or None,
         steps=steps,
         seed=seed,
         device=place,

@@ -69,6 +69,8 @@ def act(
         seed=root,
         device=place,
         command=command_line(ctx),
+        name=model_name,
+        data=data_name,
     )
     for part in result.sections:
         _output.section(part)

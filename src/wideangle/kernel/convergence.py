@@ -10,15 +10,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import numpy as np
 import torch
 
 from wideangle.errors import InputError
-from wideangle.kernel._curves import Curve, log_factors
-from wideangle.kernel.spectrum import Spectrum, eigenpairs, project
+from wideangle.kernel._curves import (
+    Array,
+    Constant,
+    as_times,
+    bound_constant,
+    check_positive,
+    exact_curve,
+    slowest_curve,
+    time_grid,
+    trace_curve,
+)
+from wideangle.kernel._rates import PowerLaw, generalization_bound, power_law
+from wideangle.kernel.spectrum import Spectrum, project
 from wideangle.losses import hessian_factor
 from wideangle.result import Result
 
@@ -37,9 +47,6 @@ __all__ = [
     "time_grid",
     "trace_constant",
 ]
-
-Array = np.ndarray
-Constant = Literal["rigorous", "fitted"]
 
 
 def residual_energies(spectrum: Spectrum, residual: Any) -> Array:
@@ -60,7 +67,8 @@ def residual_energies(spectrum: Spectrum, residual: Any) -> Array:
         InputError: as for `spectrum.project`.
 
     Example:
-        >>> residual_energies(eigenpairs(np.diag([2.0, 1.0])), [3.0, 1.0]).tolist()
+        >>> from wideangle.kernel.spectrum import eigenpairs
+        >>> residual_energies(eigenpairs(torch.diag(torch.tensor([2.0, 1.0]))), [3.0, 1.0]).tolist()
         [9.0, 1.0]
     """
     return (project(spectrum, residual) ** 2).sum(1)
@@ -83,10 +91,11 @@ def critical_step(spectrum: Spectrum, c: float = 1.0) -> float:
         InputError: c is not positive.
 
     Example:
-        >>> critical_step(eigenpairs(np.diag([4.0, 1.0])))
+        >>> from wideangle.kernel.spectrum import eigenpairs
+        >>> critical_step(eigenpairs(torch.diag(torch.tensor([4.0, 1.0]))))
         0.5
     """
-    _check_positive(c=c)
+    check_positive(c=c)
     top = float(spectrum.resolved[0])
     return 2 / (c * top) if top > 0 else math.inf
 
@@ -113,12 +122,14 @@ def loss_curve(spectrum: Spectrum, residual: Any, step: float, steps: Any, c: fl
         InputError: sizes do not match, a step or c that is not positive, a negative t.
 
     Example:
-        >>> loss_curve(eigenpairs(np.diag([1.0, 0.5])), [1.0, 1.0], step=1.0, steps=[0, 1]).tolist()
+        >>> from wideangle.kernel.spectrum import eigenpairs
+        >>> spectrum = eigenpairs(torch.diag(torch.tensor([1.0, 0.5])))
+        >>> loss_curve(spectrum, [1.0, 1.0], step=1.0, steps=[0, 1]).tolist()
         [1.0, 0.125]
 
     Reference: gradient descent on a quadratic; Marreddy & Liu 2026 (arXiv 2605.25275) start from it.
     """
-    return _exact(spectrum, residual_energies(spectrum, residual), step, c).at(_times(steps))
+    return exact_curve(spectrum, residual_energies(spectrum, residual), step, c).at(as_times(steps))
 
 
 def trace_constant(spectrum: Spectrum, residual: Any, constant: Constant = "rigorous") -> float:
@@ -140,10 +151,11 @@ def trace_constant(spectrum: Spectrum, residual: Any, constant: Constant = "rigo
         InputError: sizes do not match, or another constant.
 
     Example:
-        >>> trace_constant(eigenpairs(np.diag([2.0, 1.0])), [2.0, 1.0])
+        >>> from wideangle.kernel.spectrum import eigenpairs
+        >>> trace_constant(eigenpairs(torch.diag(torch.tensor([2.0, 1.0]))), [2.0, 1.0])
         2.0
     """
-    return _constant(spectrum, residual_energies(spectrum, residual), constant)
+    return bound_constant(spectrum, residual_energies(spectrum, residual), constant)
 
 
 def loss_bound_trace(
@@ -178,14 +190,16 @@ def loss_bound_trace(
         InputError: as for `loss_curve`, or another constant.
 
     Example:
-        >>> loss_bound_trace(eigenpairs(np.diag([1.0, 0.5])), [1.0, 0.5], 1.0, [0, 1]).tolist()
+        >>> from wideangle.kernel.spectrum import eigenpairs
+        >>> spectrum = eigenpairs(torch.diag(torch.tensor([1.0, 0.5])))
+        >>> loss_bound_trace(spectrum, [1.0, 0.5], step=1.0, steps=[0, 1]).tolist()
         [0.75, 0.0625]
 
     Reference: Marreddy & Liu 2026 (arXiv 2605.25275), full-spectrum bound. Differs from the paper in
     stating the constants, and in the second term, which appears where K is singular.
     """
     energies = residual_energies(spectrum, residual)
-    return _trace(spectrum, energies, step, c, constant).at(_times(steps))
+    return trace_curve(spectrum, energies, step, c, constant).at(as_times(steps))
 
 
 def loss_bound_lambda_min(
@@ -212,13 +226,15 @@ def loss_bound_lambda_min(
         InputError: as for `loss_curve`.
 
     Example:
-        >>> loss_bound_lambda_min(eigenpairs(np.diag([1.0, 0.5])), [1.0, 1.0], 1.0, [0, 1]).tolist()
+        >>> from wideangle.kernel.spectrum import eigenpairs
+        >>> spectrum = eigenpairs(torch.diag(torch.tensor([1.0, 0.5])))
+        >>> loss_bound_lambda_min(spectrum, [1.0, 1.0], step=1.0, steps=[0, 1]).tolist()
         [1.0, 0.25]
 
     Reference: Du et al. 2019, Theorem 4.1 (rate of the smallest eigenvalue). Differs in taking the
     largest factor over all modes, so that it also holds for steps up to and above the critical one.
     """
-    return _slowest(spectrum, residual_energies(spectrum, residual), step, c).at(_times(steps))
+    return slowest_curve(spectrum, residual_energies(spectrum, residual), step, c).at(as_times(steps))
 
 
 def steps_to(spectrum: Spectrum, residual: Any, step: float, target: float, c: float = 1.0) -> float:
@@ -244,33 +260,139 @@ def steps_to(spectrum: Spectrum, residual: Any, step: float, target: float, c: f
         InputError: as for `loss_curve`.
 
     Example:
-        >>> steps_to(eigenpairs(np.diag([0.5])), [1.0], step=1.0, target=0.01)
+        >>> from wideangle.kernel.spectrum import eigenpairs
+        >>> steps_to(eigenpairs(torch.diag(torch.tensor([0.5]))), [1.0], step=1.0, target=0.01)
         3.0
     """
-    return _exact(spectrum, residual_energies(spectrum, residual), step, c).first_below(target)
+    return exact_curve(spectrum, residual_energies(spectrum, residual), step, c).first_below(target)
 
 
-def time_grid(steps: int, points: int = 400) -> Array:
-    """Return numbers of steps from 0 to `steps`: all of them, or `points` evenly spaced in log t.
+@dataclass(frozen=True)
+class Prediction(Result):
+    """What gradient descent on the linearised model will do to a squared loss.
 
-        t = 0, 1, ..., steps    or    t = 0 and round(steps^(k / points)), k = 0 ... points
+    `steps_to_target` holds the steps predicted by the exact curve and by each bound; inf is never.
+    `turning_step` is the step with the smallest loss where the step size is too large, inf otherwise.
+    `floor` is the loss that stays: energy in modes below the resolution.
+    """
+
+    loss: str
+    c: float
+    step: float
+    critical_step: float
+    diverges: bool
+    turning_step: float
+    initial_loss: float
+    floor: float
+    target: float
+    steps_to_target: dict[str, float]
+    rigorous_constant: float
+    fitted_constant: float
+    times: list[float] = field(default_factory=list, repr=False)
+    exact: list[float] = field(default_factory=list, repr=False)
+    bound_rigorous: list[float] = field(default_factory=list, repr=False)
+    bound_fitted: list[float] = field(default_factory=list, repr=False)
+    bound_lambda_min: list[float] = field(default_factory=list, repr=False)
+    warnings: list[str] = field(default_factory=list)
+
+
+def predict(
+    spectrum: Spectrum,
+    residual: Any,
+    step: float,
+    steps: int | Sequence[float],
+    *,
+    loss: str = "half_sum",
+    target: float | None = None,
+) -> Prediction:
+    """Return the predicted loss curve with its three bounds, the steps to a target loss, and warnings.
+
+        L(t) = (c/2) sum_i (1 - step c lambda_i)^(2t) b_i,    c = hessian_factor(loss, n, C)
+
+    beside `loss_bound_trace` with both constants and `loss_bound_lambda_min`. For the kernel
+    K_trace / C pass the residual as (n, C): each output is then given that one kernel, an approximation
+    (exact where the outputs' kernels agree, as at infinite width). Cost: n^2 C multiply-adds for the
+    projection, then modes x times.
 
     Args:
-        steps: the last one, zero or more.
-        points: at most about so many, two or more.
+        spectrum: with its vectors; of the full kernel, of a one-output kernel, or of K_trace / C.
+        residual: f - y at t = 0, (n,) or (n, C); (n C,) only where `spectrum.outputs` is C.
+        step: learning rate.
+        steps: the last step (the times are then `time_grid(steps)`), or the times themselves.
+        loss: one of `losses.SQUARED_LOSSES`; all losses here are in its units.
+        target: the loss to reach; by default 1 % of the initial one.
 
     Returns:
-        Increasing whole numbers, float64.
+        A `Prediction`.
 
     Raises:
-        InputError: a negative `steps`, or fewer than two points.
+        InputError: sizes do not match, an unknown loss, a step that is not positive, a negative target.
 
     Example:
-        >>> time_grid(3).tolist()
-        [0.0, 1.0, 2.0, 3.0]
+        >>> from wideangle.kernel.spectrum import eigenpairs
+        >>> curve = predict(eigenpairs(torch.diag(torch.tensor([1.0, 0.5]))), [1.0, 1.0], step=1.0, steps=10)
+        >>> curve.steps_to_target["exact"], curve.diverges
+        (3.0, False)
+
+    Reference: Marreddy & Liu 2026 (arXiv 2605.25275), figures 1 and 4.
     """
-    if steps < 0 or points < 2:
-        raise InputError(f"steps must be zero or more and points two or more, got {steps} and {points}")
-    if steps <= points:
-        return np.arange(steps + 1, dtype=float)
-    return np.unique(np.concatenate([[0.0], np.round(float(steps) ** np.linspace(0, 1, points + 1))]))
+    shape = tuple(torch.as_tensor(residual).shape)
+    c = hessian_factor(loss, spectrum.samples, shape[1] if len(shape) == 2 else spectrum.outputs)
+    energies = residual_energies(spectrum, residual)
+    exact = exact_curve(spectrum, energies, step, c)
+    curves = {
+        "exact": exact,
+        "rigorous": trace_curve(spectrum, energies, step, c, "rigorous"),
+        "fitted": trace_curve(spectrum, energies, step, c, "fitted"),
+        "lambda_min": slowest_curve(spectrum, energies, step, c),
+    }
+    times = time_grid(steps) if isinstance(steps, int) else as_times(steps)
+    initial = exact.one(0.0)
+    goal = 0.01 * initial if target is None else float(target)
+    if not goal >= 0:
+        raise InputError(f"the target loss must be zero or more, got {target}")
+    values = {name: curve.at(times).tolist() for name, curve in curves.items()}
+    result = Prediction(
+        loss=loss,
+        c=c,
+        step=float(step),
+        critical_step=critical_step(spectrum, c),
+        diverges=step > critical_step(spectrum, c),
+        turning_step=exact.turning_step(),
+        initial_loss=initial,
+        floor=exact.floor,
+        target=goal,
+        steps_to_target={name: curve.first_below(goal) for name, curve in curves.items()},
+        rigorous_constant=bound_constant(spectrum, energies, "rigorous"),
+        fitted_constant=bound_constant(spectrum, energies, "fitted"),
+        times=times.tolist(),
+        exact=values["exact"],
+        bound_rigorous=values["rigorous"],
+        bound_fitted=values["fitted"],
+        bound_lambda_min=values["lambda_min"],
+    )
+    shared = spectrum.outputs == 1 and len(shape) == 2 and shape[1] > 1
+    return replace(result, warnings=_warnings(result, spectrum, shared))
+
+
+def _warnings(result: Prediction, spectrum: Spectrum, shared: bool) -> list[str]:
+    found = []
+    if result.diverges:
+        turn = (
+            f"the loss is smallest at step {result.turning_step:.0f} and grows from there"
+            if math.isfinite(result.turning_step)
+            else "only rounding feeds the diverging modes"
+        )
+        found.append(f"step {result.step:.4g} is above the critical {result.critical_step:.4g}: {turn}")
+    if spectrum.rank_deficient:
+        found.append(
+            f"{spectrum.size - spectrum.rank} of {spectrum.size} modes are below the resolution: the loss "
+            f"stays above {result.floor:.4g}, and the lambda_min bound is flat"
+        )
+    if result.target < result.floor:
+        found.append(
+            f"the target {result.target:.4g} is below the floor {result.floor:.4g}; it is never reached"
+        )
+    if shared:
+        found.append("one kernel stands in for every output: take the critical step from the full kernel")
+    return found

@@ -114,6 +114,7 @@ def eigenpairs(
     resolution: float | None = None,
     *,
     factor_dtype: torch.dtype = torch.float64,
+    outputs: int | None = None,
 ) -> Spectrum:
     """Return the spectrum of a kernel, largest eigenvalue first, computed in float64.
 
@@ -139,13 +140,16 @@ def eigenpairs(
         vectors: keep the eigenvectors on the result.
         resolution: overrides the rule above, in units of K.
         factor_dtype: precision in which the gradients behind K were computed.
+        outputs: C, for a full kernel that is given as its (n C, n C) matrix, sample-major; read off the
+            shape of an (n, C, n, C) kernel, and 1 otherwise.
 
     Returns:
         A `Spectrum`.
 
     Raises:
         InputError: not a square kernel; not symmetric beyond rounding; clearly not positive
-            semi-definite (lambda_min < -0.01 lambda_1); a negative resolution.
+            semi-definite (lambda_min < -0.01 lambda_1); a negative resolution; `outputs` that do not
+            divide the size.
         NumericsError: a non-finite entry, or the eigenvalue solver failed.
 
     Example:
@@ -158,7 +162,9 @@ def eigenpairs(
     """
     matrix = as_matrix(K)
     eps = torch.finfo(matrix.dtype).eps
-    outputs = torch.as_tensor(K).shape[1] if torch.as_tensor(K).dim() == 4 else 1
+    outputs = outputs or (int(np.shape(K)[1]) if np.ndim(K) == 4 else 1)
+    if outputs < 1 or len(matrix) % outputs:
+        raise InputError(f"a kernel of size {len(matrix)} cannot have {outputs} outputs a sample")
     values, columns = _eigh(_symmetric(matrix), vectors)
     if values[-1] < -0.01 * abs(values).max():
         raise InputError(
@@ -170,7 +176,7 @@ def eigenpairs(
         resolution = float(max(len(values) * eps * values[0], factor, -values[-1]))
     elif not resolution >= 0:
         raise InputError(f"the resolution is an eigenvalue size and must be zero or more, got {resolution}")
-    return _verdict(values, columns, resolution, int(outputs))
+    return _verdict(values, columns, resolution, outputs)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

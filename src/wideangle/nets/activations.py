@@ -76,7 +76,8 @@ def c_sigma(activation: Activation) -> float:
         >>> c_sigma("relu"), round(c_sigma("tanh"), 4)
         (2.0, 2.5362)
 
-    Reference: Liu & Hui 2023 (arXiv 2305.08813), section 2, where c_sigma normalises the hidden vectors.
+    Reference: Liu, Bi, Hui & Liu 2023 (arXiv 2305.08813), section 2, where c_sigma normalises the hidden
+    vectors.
     """
     if isinstance(activation, str):
         return _named_c_sigma(activation)

@@ -48,9 +48,9 @@ class MLP(nn.Module):
         >>> net(torch.zeros(3, 1, 8, 8)).shape
         torch.Size([3, 10])
 
-    Reference: Jacot, Gabriel & Hongler 2018, section 2 (NTK parameterisation); gain as in Liu & Hui
-    2023 (arXiv 2305.08813), which scales the first layer by 1 and expects unit-norm inputs, where
-    here the input is divided by sqrt(d) like every other layer's.
+    Reference: Jacot, Gabriel & Hongler 2018, section 2 (NTK parameterisation); gain as in Liu,
+    Bi, Hui & Liu 2023 (arXiv 2305.08813); differs from that paper in that the input is divided by
+    sqrt(d), where the paper leaves it as it is and expects unit norm: the kernel here is theirs / d.
     """
 
     def __init__(

@@ -1,0 +1,216 @@
+"""What the sections of a check-up share: the model's copy, the data, and measurements made once on demand."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wideangle.errors import InputError
+from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, call, logits, take
+from wideangle.kernel._factors import Factors, factors
+from wideangle.kernel.spectrum import Spectrum, eigenpairs
+from wideangle.optim.constants import Constants, measure_constants
+from wideangle.plan import Decision
+from wideangle.targets import LOSSES, loss_function, prepare_targets
+
+__all__ = ["FULL_KERNEL_LIMIT", "Study", "open_study"]
+
+FULL_KERNEL_LIMIT = 3000
+
+
+@dataclass
+class Study:
+    """One check-up in progress. Sections read from it; the plan's decisions and sentences are left in it."""
+
+    model: nn.Module
+    x: Batch
+    y: Tensor
+    targets: Tensor
+    loss: str
+    output: OutputPick
+    seed: int
+    steps: int | None
+    name: str
+    data: str
+    notes: list[str] = field(default_factory=list)
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    sentences: dict[str, str] = field(default_factory=dict)
+    predicted: list[list[float]] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        """n."""
+        return batch_size(self.x)
+
+    @property
+    def outputs(self) -> int:
+        """C."""
+        return self.start.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
+
+    def evaluate(self, model: nn.Module, x: Batch | None = None) -> Tensor:
+        """Return the logits (n, C) of a model on the study's data, with their graph."""
+        batch = self.x if x is None else x
+        raw = model(**batch) if isinstance(batch, dict) else model(batch)
+        return logits(raw, self.output, batch_size(batch))
+
+    def loss_of(self, z: Tensor) -> Tensor:
+        """Return the mean loss of logits (n, C) against the study's targets."""
+        return loss_function(self.loss)(z, self.targets.to(z.dtype) if self.loss == "mse" else self.targets)
+
+    @cached_property
+    def start(self) -> Tensor:
+        """The model's outputs before training, (n, C)."""
+        with torch.no_grad():
+            return self.evaluate(self.model)
+
+    @cached_property
+    def residual(self) -> Tensor:
+        """What is to be removed: f - y for mse, softmax(f) - y for cross-entropy; (n, C), float64."""
+        z = self.start.double()
+        if self.loss == "mse":
+            return z - self.targets.double()
+        if self.targets.dim() == 1:
+            return torch.softmax(z, 1) - nn.functional.one_hot(self.targets, self.outputs)
+        return torch.softmax(z, 1) - self.targets.double()
+
+    @cached_property
+    def factors(self) -> Factors:
+        """The factor cache of the model on the data."""
+        return factors(self.model, self.x, output=self.output)
+
+    @cached_property
+    def trace(self) -> Tensor:
+        """The trace kernel over the number of outputs, K_trace / C, (n, n), float64."""
+        return self.factors.gram(kind="trace") / self.factors.outputs
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The spectrum of K_trace / C with its eigenvectors."""
+        return eigenpairs(self.trace, factor_dtype=self.factors.dtype)
+
+    @property
+    def fits_full(self) -> bool:
+        """True where the full kernel is decomposed: nC at most `FULL_KERNEL_LIMIT`."""
+        return self.samples * self.outputs <= FULL_KERNEL_LIMIT
+
+    @cached_property
+    def full_spectrum(self) -> Spectrum:
+        """The spectrum of the full kernel, (nC) eigenvalues, with its eigenvectors."""
+        return eigenpairs(self.factors.gram(), factor_dtype=self.factors.dtype)
+
+    @cached_property
+    def constants(self) -> Constants:
+        """L and L1 of the loss at the start."""
+        return measure_constants(self.factors, self.start, self.loss)
+
+    @cached_property
+    def training_copy_mode(self) -> str:
+        """How trial copies are trained: "train" where BatchNorm needs batch statistics, else "eval"."""
+        return "train" if any(_is_batch_norm(m) for m in self.model.modules()) else "eval"
+
+    def fresh(self) -> nn.Module:
+        """Return a copy of the model to train: BatchNorm in train mode, dropout off."""
+        model = copy.deepcopy(self.model)
+        for module in model.modules():
+            if _is_batch_norm(module):
+                module.train()
+        return model
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def open_study(
+    model: nn.Module,
+    x: Any,
+    y: Any,
+    *,
+    loss: str,
+    output: OutputPick,
+    steps: int | None,
+    seed: int,
+    device: str | torch.device,
+    name: str,
+    data: str,
+) -> Study:
+    """Return a study of a copy of `model`, with inputs, labels and loss checked.
+
+    Raises:
+        InputError: x, y, loss, steps or the model cannot be used; the message says which and why.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
+    if loss not in LOSSES:
+        raise InputError(f"unknown loss {loss!r}; choose one of {', '.join(LOSSES)}")
+    if steps is not None and steps < 1:
+        raise InputError(f"steps={steps}; the trial run needs at least 1")
+    if next(model.parameters(), None) is None:
+        raise InputError(f"the model ({type(model).__name__}) has no parameters to train")
+    x, y = _joined(x, y, torch.device(device))
+    copied = copy.deepcopy(model).to(device)
+    notes = _settle(copied, x)
+    with torch.no_grad():
+        first = take(x, slice(0, 2))
+        outputs = logits(call(copied, dict(copied.named_parameters()), first), output, batch_size(first)).shape[1]
+    targets = prepare_targets(y, outputs, loss, dtype=next(copied.parameters()).dtype)
+    if batch_size(x) != len(targets):
+        raise InputError(f"x has {batch_size(x)} samples and y has {len(targets)}; give one target a sample")
+    if batch_size(x) < 2:
+        raise InputError("the check-up compares samples with each other and needs at least 2, got 1")
+    return Study(copied, x, y, targets, loss, output, seed, steps, name, data, notes)
+
+
+def _joined(x: Any, y: Any, device: torch.device) -> tuple[Batch, Tensor]:
+    """Return x as one batch and y as one tensor; y comes from the (x, y) pairs of a loader where left out."""
+    if y is None:
+        if isinstance(x, (Tensor, dict)):
+            raise InputError("y is missing; give the targets, or a loader of (x, y) pairs as x")
+        pairs = list(x)
+        if not pairs or not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
+            raise InputError("without y, x must be a loader of (x, y) pairs")
+        x, y = [pair[0] for pair in pairs], torch.cat([torch.as_tensor(pair[1]) for pair in pairs])
+    parts = batches(x, device)
+    if len(parts) != 1:
+        raise InputError(f"x holds batches of {len(parts)} different shapes; pad them to one shape first")
+    return parts[0], torch.as_tensor(y).to(device)
+
+
+def _settle(model: nn.Module, x: Batch) -> list[str]:
+    """Put the copy into eval mode, BatchNorm with statistics of the data where it has none; say so."""
+    notes = []
+    norms = [module for module in model.modules() if _is_batch_norm(module)]
+    blank = [m for m in norms if m.track_running_stats and int(m.num_batches_tracked or 0) == 0]  # type: ignore[union-attr]
+    if blank:
+        model.eval()
+        for module in blank:
+            module.train()
+            module.momentum = None  # type: ignore[assignment]
+        with torch.no_grad():
+            _ = model(**x) if isinstance(x, dict) else model(x)
+        for module in blank:
+            module.momentum = 0.1  # type: ignore[assignment]
+        notes.append(
+            f"{len(blank)} BatchNorm layers had no statistics yet; they were set from the data, and the kernel "
+            "is that of the model with these fixed. The trial run trains with batch statistics."
+        )
+    elif norms:
+        notes.append(
+            f"The kernel is measured with the running statistics of {len(norms)} BatchNorm layers fixed; the "
+            "trial run trains with batch statistics."
+        )
+    dropped = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+    if dropped:
+        notes.append(f"Dropout ({len(dropped)} layers) is switched off throughout the check-up.")
+    model.eval()
+    return notes

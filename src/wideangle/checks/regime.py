@@ -1,0 +1,77 @@
+"""Section 1, the regime: what the model is made of and how near it is to its linear expansion."""
+
+from __future__ import annotations
+
+from wideangle.checks._study import Study
+from wideangle.curvature import audit, linearity_gap
+from wideangle.document import Figure, Section, Series
+from wideangle.kernel._model import take
+from wideangle.kernel.function_space import linearised_descent
+
+__all__ = ["run"]
+
+_SAMPLES = 64
+_STEPS = 50
+_SHARES = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def run(study: Study) -> Section:
+    """Return the audit and the linearity gap at the distance that training is predicted to go."""
+    few = take(study.x, slice(0, _SAMPLES))
+    found = audit(study.model, few, output=study.output, seed=study.seed)
+    step = 1.0 / study.constants.smoothness
+    path = linearised_descent(study.factors, study.start, study.loss_of, step, _STEPS)
+    distance = float(path.distance[-1])
+    gaps = [
+        linearity_gap(study.model, few, share * distance, "gradient", output=study.output, seed=study.seed)
+        for share in _SHARES
+    ]
+    here = gaps[_SHARES.index(1.0)]
+    near = "near-linear" if here.relative < 0.1 else "mildly non-linear" if here.relative < 0.5 else "non-linear"
+    study.sentences["regime"] = (
+        f"Regime: {near}. At the distance the first {_STEPS} steps go ({distance:.3g}, {here.displacement:.2%} of "
+        f"the weights' norm) the outputs differ from the linear expansion by {here.relative:.1%} of their change"
+        f"{_consequence(here.relative)}."
+    )
+    figure = Figure(
+        title="Distance from the linear expansion along the gradient",
+        x_label="distance from the start",
+        y_label="gap / first-order change",
+        x_log=True,
+        y_log=True,
+        series=[
+            Series(
+                "relative gap",
+                [gap.radius for gap in gaps],
+                [gap.relative if gap.relative > 0 else None for gap in gaps],
+            )
+        ],
+        caption="Below 0.1 the kernel at the start predicts training; near 1 features move and it does not.",
+    )
+    return Section(
+        summary=study.sentences["regime"],
+        values={
+            "parameters": found.parameters,
+            "trainable parameters": found.trainable,
+            "narrowest hidden layer": found.narrowest,
+            "typical width": found.typical_width,
+            "linear output": found.linear_output,
+            "parameterisation": found.parameterization,
+            "normalisation layers": sum(found.normalization.values()),
+            f"predicted distance of {_STEPS} steps": distance,
+            "relative linearity gap there": here.relative,
+            "relative gap at unit output change": linearity_gap(
+                study.model, few, None, "gradient", output=study.output, seed=study.seed
+            ).relative,
+        },
+        notes=[*found.findings, *study.notes],
+        figures=[figure],
+    )
+
+
+def _consequence(relative: float) -> str:
+    if relative < 0.1:
+        return ": the kernel below describes its training"
+    if relative < 0.5:
+        return ": read the predictions below as estimates"
+    return ": the kernel moves in training, and predictions hold for the first steps only"
