@@ -199,7 +199,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, optimizer, batch_size):
     whole = train(straight, x, y, _plan(0.05), **options)
     parts = _net(dropout=0.3, norm=True)
     file = tmp_path / "run.pt"
-    train(parts, x, y, _plan(0.05, 10), checkpoint=file, **options)
+    train(parts, x, y, _plan(0.05, 9), checkpoint=file, **options)
     fresh = _net(seed=9, dropout=0.3, norm=True)
     resumed = train(fresh, x, y, _plan(0.05), checkpoint=file, resume=True, **options)
     assert _same(straight, fresh)
@@ -365,8 +365,20 @@ def test_divergence_is_explained_and_leaves_the_last_good_state(tmp_path):
     assert stored["step"] % 10 == 0
     assert f"of step {stored['step']}" in text
     assert all(bool(torch.isfinite(value).all()) for value in stored["model"].values())
+    with pytest.raises(NumericsError, match="times the critical one"):
+        train(_net(dropout=0.5, norm=True), x, y, _plan(1e20))
     with pytest.raises(NumericsError, match="smaller step size, such as"):
         train(nn.Linear(5, 3).half(), x, y, _plan(1e30), optimizer="adam")
+
+
+def test_a_checkpoint_is_written_only_where_the_loss_is_finite(tmp_path):
+    x, y = _data()
+    file = tmp_path / "run.pt"
+    with pytest.raises(NumericsError) as caught:
+        train(nn.Linear(5, 3), x, y, _plan(1e30, 5), checkpoint=file, checkpoint_every=1)
+    assert "step 1 of 5" in str(caught.value)
+    assert "checkpoint" not in str(caught.value)
+    assert not file.exists()
 
 
 def test_a_model_that_is_infinite_only_after_the_last_step_is_caught():

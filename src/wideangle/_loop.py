@@ -121,13 +121,16 @@ class Run:
         self.optimizer.step()
         self.step += 1
 
-    def evaluate(self) -> None:
-        """Record loss and accuracy on all samples at the present weights, in eval mode."""
+    def measure(self) -> tuple[float, float | None]:
+        """Return loss and accuracy on all samples at the present weights, in eval mode."""
         with torch.no_grad(), _mode(self.model, training=False):
             parts = [self._outputs(part) for part, _, _ in self._slices(self.x, self.y)]
             outputs = torch.cat(parts)
-            self.losses[self.step] = float(self.loss(outputs, self.y))
-            share = accuracy(outputs, self.y)
+            return float(self.loss(outputs, self.y)), accuracy(outputs, self.y)
+
+    def evaluate(self) -> None:
+        """Record what `measure` returns."""
+        self.losses[self.step], share = self.measure()
         if share is not None:
             self.accuracies[self.step] = share
 
@@ -145,14 +148,8 @@ class Run:
             rows = slice(begin, begin + SLICE)
             yield take(x, rows), y[rows], len(y[rows]) / count
 
-    def finite(self) -> bool:
-        """Tell whether every parameter is finite."""
-        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
-
     def save(self, path: Path) -> None:
-        """Write a checkpoint; weights that are not finite never replace an earlier one."""
-        if not self.finite():
-            return
+        """Write a checkpoint; the caller has seen that the loss is finite."""
         state = {
             "fingerprint": self.facts,
             "model": self.model.state_dict(),
@@ -186,7 +183,8 @@ class Run:
                 if self.step in points and self.step not in self.losses:
                     self.evaluate()
                 self.advance()
-                if checkpoint is not None and self.step % every == 0 and self.step < self.recipe.steps:
+                due = self.step % every == 0 and self.step < self.recipe.steps
+                if checkpoint is not None and due and math.isfinite(self.measure()[0]):
                     self.save(checkpoint)
         self.evaluate()
         if not math.isfinite(self.losses[self.step]):

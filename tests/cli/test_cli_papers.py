@@ -66,7 +66,9 @@ def test_run_prints_each_claim_and_writes(paper, tmp_path):
     for piece in ("one: holds", "two: not reproduced", "kappa falls", "0.1235", "width too small", "0, 1, 2"):
         assert piece in result.stdout
     assert "1 holds, 1 not reproduced, 0 skipped" in result.stdout
-    assert (tmp_path / "r.md").read_text().startswith("# Conditioning")
+    text = (tmp_path / "r.md").read_text()
+    assert text.startswith("# Conditioning")
+    assert "    wideangle papers run conditioning --size cpu --seed 4" in text
 
 
 def test_check_fails_only_where_a_claim_should_hold(paper):

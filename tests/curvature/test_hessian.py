@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from wideangle.curvature import LossHessian, hessian_product, sharpness
-from wideangle.curvature._lanczos import top_pair
+from wideangle.curvature._lanczos import _Space, top_pair
 from wideangle.errors import ConvergenceError, InputError, NumericsError
 from wideangle.targets import loss_function, prepare_targets
 
@@ -251,6 +251,15 @@ def test_a_warm_start_saves_products_and_still_finds_a_new_top():
     assert warm.converged
     assert warm.products <= cold.products
     assert cold.value == pytest.approx(1, abs=2e-3)
+
+
+def test_the_basis_stays_orthogonal_when_little_is_left_of_an_image():
+    gen = _gen(2)
+    unit = torch.randn(50, generator=gen, dtype=torch.float64)
+    unit /= unit.norm()
+    image = 1e9 * unit + torch.randn(50, generator=gen, dtype=torch.float64)
+    rest = _Space(50, unit).grow(unit, image)
+    assert abs(float(unit @ rest / rest.norm())) < 1e-14
 
 
 def test_many_restarts_reach_a_clustered_top():

@@ -348,6 +348,10 @@ def test_exotic_models_are_audited_too():
     x = torch.randn(5, 4, generator=_gen(0))
     assert audit(_Bare(lambda z: z), x).linear_output
     assert audit(_Bare(torch.tanh), x).linear_output is False
+    shifted = _Functional(torch.tanh)
+    shifted.shift = nn.Parameter(torch.ones(3))
+    shifted.output = lambda z: torch.tanh(z) + shifted.shift
+    assert audit(shifted, x).linear_output is False
     custom = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), _Custom(torch.tanh))
     assert audit(custom, torch.randn(5, 4, generator=_gen(0))).linear_output is False
     custom[2].output = torch.clone

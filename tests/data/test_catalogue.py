@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wideangle import data
+from wideangle.data._raw import stratified_rows
 from wideangle.errors import InputError
 
 needs_folder = pytest.mark.skipif(not os.environ.get("WIDEANGLE_DATA"), reason="WIDEANGLE_DATA is not set")
@@ -57,7 +58,13 @@ def test_a_subset_is_stratified_deterministic_and_seeded():
     expected = whole.y.bincount() * 101 / len(whole)
     assert float((part.y.bincount() - expected).abs().max()) < 1
     assert len(torch.unique(part.x, dim=0)) == 101
-    assert part.y[:50].bincount().min() > 5  # the classes are mixed, not in blocks
+    assert part.y[:30].bincount(minlength=2).min() > 2  # the classes are mixed, not in blocks
+
+
+def test_shares_that_are_no_whole_number_go_to_the_largest_remainders():
+    y = np.array([0] * 7 + [1] * 2 + [2])
+    rows = stratified_rows(y, 3, 4, "toy", seed=0)  # shares 2.8, 0.8, 0.4
+    assert np.bincount(y[rows], minlength=3).tolist() == [3, 1, 0]
 
 
 def test_all_samples_may_be_asked_for_and_one_more_may_not():

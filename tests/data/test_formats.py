@@ -282,9 +282,7 @@ def write_reuters(root, split, lines):
 
 
 def test_reuters(tmp_path):
-    write_reuters(
-        tmp_path, "train", ["earn\t" + "profit " * 200, "crude\toil oil oil oil oil rare", "earn\toil"]
-    )
+    write_reuters(tmp_path, "train", ["earn\t" + "profit " * 200, "crude\toil oil oil oil rare", "earn\toil"])
     write_reuters(tmp_path, "test", ["earn\tOil profit never"])
     train, test = data.load("reuters-r8", root=tmp_path), data.load("reuters-r8", "test", root=tmp_path)
     assert train.x.shape == (3, 128)
@@ -292,7 +290,7 @@ def test_reuters(tmp_path):
     assert train.y.tolist() == [1, 0, 1]
     assert train.vocabulary == 4  # padding, unknown, profit, oil
     assert train.x[0].tolist() == [2] * 128
-    assert train.x[1, :7].tolist() == [3, 3, 3, 3, 3, 1, 0]
+    assert train.x[1, :6].tolist() == [3, 3, 3, 3, 1, 0]
     assert test.x[0, :4].tolist() == [3, 2, 1, 0]
 
 

@@ -250,6 +250,7 @@ def test_names_state_and_types():
     model, x = _case("tied")
     expansion = linearize(model)
     assert [n for n, _ in expansion.named_parameters()] == [n for n, _ in model.named_parameters()]
+    assert expansion._origin.embed.weight is expansion._origin.head.weight
     _move(expansion)
     twin = linearize(_draw(_Tied(), seed=4))
     twin.load_state_dict(expansion.state_dict())
@@ -269,6 +270,8 @@ def test_train_and_eval_switch_the_layers():
     assert torch.allclose(expansion(x), copy.deepcopy(model).eval()(x), atol=1e-14)
     expansion.train()
     assert torch.allclose(expansion(x), copy.deepcopy(model)(x), atol=1e-14)
+    expansion.eval()
+    assert torch.allclose(expansion(x), copy.deepcopy(model).eval()(x), atol=1e-14)
 
 
 def test_frozen_parameters_are_constants():

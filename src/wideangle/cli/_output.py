@@ -87,7 +87,7 @@ def heading(text: str) -> None:
 def pairs(rows: Iterable[tuple[str, str]], indent: str = "  ") -> None:
     """Print names and values in two columns."""
     listed = list(rows)
-    room = min(max((len(name) for name, _ in listed), default=0), 34) + 2
+    room = min(max((len(name) for name, _ in listed), default=0), 46) + 2
     for name, value in listed:
         paragraph(value, indent + " " * room, indent + _column(name, room))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 
 from wideangle.cli import _output
-from wideangle.cli._common import STOPPED, JsonOption, OutOption, SeedOption
-
-if TYPE_CHECKING:
-    from wideangle.document import Document
+from wideangle.cli._common import STOPPED, JsonOption, OutOption, SeedOption, command_line
 
 app = typer.Typer(
     help="List the papers, run the claims of one, or check that what should hold does.",
@@ -21,12 +19,16 @@ SlugArgument = Annotated[str, typer.Argument(help="Which paper; `wideangle paper
 SizeOption = Annotated[str, typer.Option("--size", help="smoke (seconds), cpu (minutes) or paper.")]
 
 
+def _frame() -> Any:
+    from wideangle import papers
+
+    return papers
+
+
 @app.command("list")
 def show_all() -> None:
     """List the papers that can be run."""
-    from wideangle import papers
-
-    _output.pairs(list(papers.available().items()))
+    _output.pairs(list(_frame().available().items()))
 
 
 @app.command("run")
@@ -63,11 +65,10 @@ def check_one(
         raise typer.Exit(1)
 
 
-def _run(ctx: typer.Context, slug: str, size: str, outputs: _output.Outputs, seed: int) -> Document:
-    del ctx
-    from wideangle import papers
-
-    result = papers.run(slug, size=size, seed=seed, on_claim=_claim)
+def _run(ctx: typer.Context, slug: str, size: str, outputs: _output.Outputs, seed: int) -> Any:
+    result = _frame().run(slug, size=size, seed=seed, on_claim=_claim)
+    origin = replace(result.provenance, command=command_line(ctx))
+    result = replace(result, provenance=origin)
     claims = result.claims
     counts = [
         (name, sum(claim.verdict == name for claim in claims))
@@ -89,4 +90,4 @@ def _claim(claim: Any) -> None:
         ("because", claim.detail),
         ("seeds", claim.seeds),
     ]
-    _output.pairs([(name, _numbers.show(value)) for name, value in rows if value not in (None, "", [], ())])
+    _output.pairs([(name, _numbers.show(value)) for name, value in rows if value is not None and str(value)])

@@ -94,10 +94,9 @@ class _Series:
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
-        unit = self._coefficients(torch.ones((), dtype=torch.float64))
-        self.moment = float((unit**2).sum())
-        if not float((unit[1:] ** 2).sum()) > 0:
-            raise InputError(f"the activation {function!r} is constant; it passes nothing on")
+        if function(torch.linspace(-3, 3, 13, dtype=torch.float64)).unique().numel() == 1:
+            raise InputError(f"the activation {function!r} is constant, or does not keep the shape")
+        self.moment = float((self._coefficients(torch.ones((), dtype=torch.float64)) ** 2).sum())
 
     def __call__(self, q_i: Tensor, q_j: Tensor, theta: Tensor) -> Layer:
         """Return the layer's effect; a common variance is passed as one tensor without dimensions."""
