@@ -102,7 +102,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rate = matmul_rate()
-    print(f"torch {torch.__version__}, {options.threads} threads, {rate / 1e9:.0f} G multiply-adds/s in float32")
+    print(
+        f"torch {torch.__version__}, {options.threads} threads, {rate / 1e9:.0f} G multiply-adds/s in float32"
+    )
     head = f"{'model':22} {'kernel':6} {'n':>5} {'ours s':>8} {'recipe s':>9} {'ratio':>7} {'floor s':>8} {'error':>8}"
     print(head)
     rows = []

@@ -55,6 +55,13 @@ def test_npz_with_pickled_code_is_refused(tmp_path):
     assert not (tmp_path / "was_run").exists()
 
 
+def test_a_single_array_is_no_npz(tmp_path):
+    np.save(tmp_path / "own.npy", X)
+    (tmp_path / "own.npy").rename(tmp_path / "own.npz")
+    with pytest.raises(InputError, match=r"cannot be read as \.npz"):
+        data.load(tmp_path / "own.npz")
+
+
 def test_pt_dict_pair_and_dtypes(tmp_path):
     x = torch.from_numpy(X).to(torch.bfloat16).requires_grad_()
     torch.save({"x": x, "y": torch.from_numpy(LABELS)}, tmp_path / "own.pt")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from wideangle.checks._registry import CHECKS, Check, chosen
-from wideangle.checks._study import Study, open_study
+from wideangle.checks._study import PATH_STEPS, Study, open_study
 from wideangle.document import Document, Section
 from wideangle.errors import WideangleError
 from wideangle.kernel._model import OutputPick
-from wideangle.plan import Decision, Plan
+from wideangle.plan import Plan
 from wideangle.result import Provenance
 
 __all__ = ["Checkup", "checkup"]
@@ -108,15 +110,16 @@ def checkup(
             on_section(section)
         if not complete:
             break
+    plan = _plan(study, complete)
     provenance = Provenance.here(
         seed=seed, device=str(study.device), seconds=time.perf_counter() - begun, command=command
     )
     return Checkup(
-        title="Check-up",
+        title=f"Check-up of {label}{f' on {data}' if data else ''}",
         subject=_subject(study),
         verdict=_verdict(study),
         sections=sections,
-        plan=_plan(study, provenance),
+        plan=replace(plan, provenance=provenance),
         complete=complete,
         provenance=provenance,
     )
@@ -146,27 +149,39 @@ def _run(check: Check, study: Study) -> Section:
 
 def _subject(study: Study) -> str:
     parameters = sum(p.numel() for p in study.model.parameters() if p.requires_grad)
-    data = f" on {study.data}" if study.data else ""
     return (
-        f"{study.name}{data}: {parameters:,} trainable parameters, {study.samples} samples, "
+        f"{parameters:,} trainable parameters, {study.samples} samples, "
         f"{study.outputs} outputs, loss {study.loss}"
     )
 
 
 def _verdict(study: Study) -> list[str]:
-    missing = "{}: not measured (the section was left out, failed or was interrupted)."
-    return [study.sentences.get(check.name, missing.format(check.title.split(":")[0])) for check in CHECKS]
+    lines = []
+    for check in CHECKS:
+        heading = check.title.partition(":")[0]
+        found = study.sentences.get(check.name, "not measured (the section was left out or failed)")
+        lines.append(f"{heading}: {found}.")
+    return lines
 
 
-def _plan(study: Study, provenance: Provenance) -> Plan:
-    entries: dict[str, Decision] = study.decisions
+def _plan(study: Study, complete: bool) -> Plan:
     return Plan(
         model=study.name,
         data=study.data,
         samples=study.samples,
         loss=study.loss,
         seed=study.seed,
-        predicted_loss=study.predicted,
-        provenance=provenance,
-        **entries,
+        predicted_loss=_predicted(study) if complete else [],
+        **study.decisions,  # type: ignore[arg-type]
     )
+
+
+def _predicted(study: Study) -> list[list[float]]:
+    """Return [step, loss] of the linearised model at the planned step, at log-spaced steps."""
+    planned = study.decisions.get("step_size")
+    if planned is None or planned.value is None:
+        return []
+    same = math.isclose(planned.value, 1.0 / study.constants.smoothness)
+    losses = (study.path if same else study.linearised(planned.value, PATH_STEPS)).losses
+    times = [0, *np.unique(np.geomspace(1, PATH_STEPS, 60).astype(int))]
+    return [[float(t), float(losses[t])] for t in times if math.isfinite(losses[t])]

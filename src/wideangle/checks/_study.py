@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from wideangle.errors import InputError
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, call, logits, take
 from wideangle.kernel._factors import Factors, factors
+from wideangle.kernel.function_space import LinearisedRun, linearised_descent
 from wideangle.kernel.spectrum import Spectrum, eigenpairs
 from wideangle.optim.constants import Constants, measure_constants
 from wideangle.plan import Decision
 from wideangle.targets import LOSSES, loss_function, prepare_targets
 
-__all__ = ["FULL_KERNEL_LIMIT", "Study", "open_study"]
+__all__ = ["FULL_KERNEL_LIMIT", "PATH_STEPS", "Study", "open_study"]
 
 FULL_KERNEL_LIMIT = 3000
+PATH_STEPS = 200
 
 
 @dataclass
@@ -40,7 +42,6 @@ class Study:
     notes: list[str] = field(default_factory=list)
     decisions: dict[str, Decision] = field(default_factory=dict)
     sentences: dict[str, str] = field(default_factory=dict)
-    predicted: list[list[float]] = field(default_factory=list)
 
     @property
     def samples(self) -> int:
@@ -114,9 +115,13 @@ class Study:
         return measure_constants(self.factors, self.start, self.loss)
 
     @cached_property
-    def training_copy_mode(self) -> str:
-        """How trial copies are trained: "train" where BatchNorm needs batch statistics, else "eval"."""
-        return "train" if any(_is_batch_norm(m) for m in self.model.modules()) else "eval"
+    def path(self) -> LinearisedRun:
+        """The linearised model's full-batch course at the step 1 / L, `PATH_STEPS` steps."""
+        return self.linearised(1.0 / self.constants.smoothness, PATH_STEPS)
+
+    def linearised(self, step: float, steps: int) -> LinearisedRun:
+        """Return the linearised model's full-batch course at a step of choice."""
+        return linearised_descent(self.factors, self.start, self.loss_of, step, steps)
 
     def fresh(self) -> nn.Module:
         """Return a copy of the model to train: BatchNorm in train mode, dropout off."""
@@ -162,7 +167,9 @@ def open_study(
     notes = _settle(copied, x)
     with torch.no_grad():
         first = take(x, slice(0, 2))
-        outputs = logits(call(copied, dict(copied.named_parameters()), first), output, batch_size(first)).shape[1]
+        outputs = logits(
+            call(copied, dict(copied.named_parameters()), first), output, batch_size(first)
+        ).shape[1]
     targets = prepare_targets(y, outputs, loss, dtype=next(copied.parameters()).dtype)
     if batch_size(x) != len(targets):
         raise InputError(f"x has {batch_size(x)} samples and y has {len(targets)}; give one target a sample")

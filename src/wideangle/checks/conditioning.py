@@ -37,8 +37,8 @@ def run(study: Study) -> Section:
     }
     if study.fits_full:
         full = study.full_spectrum
-        values["full kernel, largest eigenvalue"] = float(full.eigenvalues[0])
-        values["full kernel, condition number"] = full.condition_number
+        values["full kernel, largest"] = float(full.eigenvalues[0])
+        values["full kernel, condition"] = full.condition_number
         values["full kernel, rank"] = f"{full.rank} of {full.size}"
     notes = []
     if not study.fits_full:
@@ -68,17 +68,19 @@ def _flat(study: Study) -> Tensor | None:
 
 def _angles(study: Study, values: dict[str, object], notes: list[str]) -> tuple[float, float | None]:
     gradient = float(min_angle(gradient_angles(study.trace)).angle) * _DEGREES
-    values["smallest angle between gradients [degrees]"] = gradient
+    values["smallest gradient angle [degrees]"] = gradient
     x = _flat(study)
     if x is None:
-        notes.append("The inputs are no vectors of numbers, so their angles and a linear model's do not apply.")
+        notes.append(
+            "The inputs are no vectors of numbers, so their angles and a linear model's do not apply."
+        )
         return gradient, None
     zero = int((x.norm(dim=1) == 0).sum())
     if zero:
         notes.append(f"{zero} inputs are all zero and have no angle; the input angles are left out.")
         return gradient, None
     inputs = float(min_angle(input_angles(x)).angle) * _DEGREES
-    values["smallest angle between inputs = of a linear network's gradients [degrees]"] = inputs
+    values["smallest input angle = a linear network's [degrees]"] = inputs
     values["linear network, condition number"] = eigenpairs(x @ x.T, vectors=False).condition_number
     return gradient, inputs
 
@@ -90,12 +92,14 @@ def _sentence(study: Study, spectrum: Spectrum, angle: float, inputs: float | No
             f"{_duplicates(study)})"
         )
     else:
-        kappa = f"condition number {spectrum.condition_number:.3g}, effective rank {spectrum.effective_rank:.3g}"
+        kappa = (
+            f"condition number {spectrum.condition_number:,.0f}, effective rank {spectrum.effective_rank:.3g}"
+        )
     apart = ""
     if inputs is not None:
         word = "wider" if angle > inputs else "narrower"
-        apart = f"; the closest pair is {angle:.2g} degrees apart in gradients, {word} than {inputs:.2g} in inputs"
-    return f"Kernel: {kappa}{apart}."
+        apart = f"; the closest pair is {angle:.2g} degrees apart in gradients, {word} than the {inputs:.2g} of the inputs"
+    return f"{kappa}{apart}"
 
 
 def _duplicates(study: Study) -> str:
@@ -126,7 +130,5 @@ def _figure(study: Study, spectrum: Spectrum) -> Figure:
 
 
 def _series(name: str, spectrum: Spectrum, index: np.ndarray, style: str = "line") -> Series:
-    values = [
-        float(spectrum.eigenvalues[i - 1]) if i <= spectrum.rank else None for i in index
-    ]
+    values = [float(spectrum.eigenvalues[i - 1]) if i <= spectrum.rank else None for i in index]
     return Series(name, [float(i) for i in index], values, style)  # type: ignore[arg-type]

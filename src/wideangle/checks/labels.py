@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
 from wideangle.checks._study import Study
@@ -12,7 +11,6 @@ from wideangle.document import Figure, Mark, Section, Series, Table
 from wideangle.errors import InputError
 from wideangle.kernel.alignment import Alignment, label_alignment, residual_alignment
 from wideangle.kernel.convergence import Prediction, generalization_bound, predict
-from wideangle.kernel.function_space import linearised_descent
 from wideangle.kernel.spectrum import Spectrum
 from wideangle.plan import Decision
 from wideangle.seeds import generator
@@ -21,7 +19,6 @@ __all__ = ["run"]
 
 _HORIZON = 100_000
 _SHARE = 0.01
-_PLANNED_STEPS = 200
 
 
 def run(study: Study) -> Section:
@@ -30,7 +27,6 @@ def run(study: Study) -> Section:
     values: dict[str, object] = {}
     figures, tables = [], []
     alignment = _alignments(study, values, notes, figures)
-    _plan_curve(study)
     if study.loss == "mse":
         prediction = _curve(study, values, notes, figures, tables)
         ending = _ending(prediction)
@@ -41,19 +37,17 @@ def run(study: Study) -> Section:
             "shows the linearised model step by step."
         )
         ending = ""
-    study.sentences["labels"] = f"Labels: {alignment}{ending}."
+    study.sentences["labels"] = f"{alignment}{ending}"
     return Section(
         summary=study.sentences["labels"], values=values, notes=notes, figures=figures, tables=tables
     )
 
 
-def _alignments(
-    study: Study, values: dict[str, object], notes: list[str], figures: list[Figure]
-) -> str:
+def _alignments(study: Study, values: dict[str, object], notes: list[str], figures: list[Figure]) -> str:
     bins = min(20, max(3, study.samples // 15))
     draws = generator(study.seed, "checkup", "permuted labels")
     try:
-        labels = label_alignment(study.spectrum, _targets(study), bins, generator=draws)
+        labels = label_alignment(study.spectrum, study.targets, bins, generator=draws)
         residual = residual_alignment(study.spectrum, study.residual, bins, generator=draws)
     except InputError as error:
         notes.append(f"Alignment is not measured: {error}.")
@@ -75,10 +69,6 @@ def _alignments(
         f"they are no better aligned with the kernel than permuted ones (slope {labels.slope:.2f} against "
         f"{labels.control_slope:.2f}), so fitting them will be slow and may not generalise"
     )
-
-
-def _targets(study: Study) -> torch.Tensor:
-    return study.targets
 
 
 def _alignment_figure(labels: Alignment, residual: Alignment) -> Figure:
@@ -120,7 +110,6 @@ def _curve(
     )
     figures.append(_curve_figure(prediction))
     _generalisation(study, values, notes)
-    # what kappa-type warnings say is in the kernel section already
     return prediction
 
 
@@ -172,7 +161,7 @@ def _curve_figure(prediction: Prediction) -> Figure:
 
 def _generalisation(study: Study, values: dict[str, object], notes: list[str]) -> None:
     targets = study.targets.double()
-    if study.outputs == 2 or study.outputs > 2:
+    if study.outputs > 1:
         targets = targets - targets.mean(0)
     try:
         bounds = {
@@ -207,12 +196,3 @@ def _stop(study: Study, prediction: Prediction) -> Decision:
         f"the linearised model reaches {_SHARE:.0%} of its initial loss there (full-batch curve, scaled to the "
         "planned step)",
     )
-
-
-def _plan_curve(study: Study) -> None:
-    """Leave the predicted loss at the planned step in the study, at log-spaced steps."""
-    planned = study.decisions.get("step_size")
-    step = planned.value if planned and planned.value else 1.0 / study.constants.smoothness
-    run_ = linearised_descent(study.factors, study.start, study.loss_of, step, _PLANNED_STEPS)
-    times = np.unique(np.geomspace(1, _PLANNED_STEPS, 60).astype(int))
-    study.predicted = [[0.0, float(run_.losses[0])], *([float(t), float(run_.losses[t])] for t in times)]

@@ -6,7 +6,6 @@ from wideangle.checks._study import Study
 from wideangle.curvature import audit, linearity_gap
 from wideangle.document import Figure, Section, Series
 from wideangle.kernel._model import take
-from wideangle.kernel.function_space import linearised_descent
 
 __all__ = ["run"]
 
@@ -19,19 +18,19 @@ def run(study: Study) -> Section:
     """Return the audit and the linearity gap at the distance that training is predicted to go."""
     few = take(study.x, slice(0, _SAMPLES))
     found = audit(study.model, few, output=study.output, seed=study.seed)
-    step = 1.0 / study.constants.smoothness
-    path = linearised_descent(study.factors, study.start, study.loss_of, step, _STEPS)
-    distance = float(path.distance[-1])
+    distance = float(study.path.distance[_STEPS])
     gaps = [
         linearity_gap(study.model, few, share * distance, "gradient", output=study.output, seed=study.seed)
         for share in _SHARES
     ]
     here = gaps[_SHARES.index(1.0)]
-    near = "near-linear" if here.relative < 0.1 else "mildly non-linear" if here.relative < 0.5 else "non-linear"
+    near = (
+        "near-linear" if here.relative < 0.1 else "mildly non-linear" if here.relative < 0.5 else "non-linear"
+    )
     study.sentences["regime"] = (
-        f"Regime: {near}. At the distance the first {_STEPS} steps go ({distance:.3g}, {here.displacement:.2%} of "
-        f"the weights' norm) the outputs differ from the linear expansion by {here.relative:.1%} of their change"
-        f"{_consequence(here.relative)}."
+        f"{near}: where the first {_STEPS} steps lead ({here.displacement:.2%} of the weights' norm away) the "
+        f"outputs differ from the linear expansion by {here.relative:.1%} of their change"
+        f"{_consequence(here.relative)}"
     )
     figure = Figure(
         title="Distance from the linear expansion along the gradient",
@@ -71,7 +70,7 @@ def run(study: Study) -> Section:
 
 def _consequence(relative: float) -> str:
     if relative < 0.1:
-        return ": the kernel below describes its training"
+        return ", so the kernel below describes its training"
     if relative < 0.5:
-        return ": read the predictions below as estimates"
-    return ": the kernel moves in training, and predictions hold for the first steps only"
+        return ", so read the predictions below as estimates"
+    return ", so the kernel moves in training and predictions hold for the first steps only"

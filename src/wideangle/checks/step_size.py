@@ -33,9 +33,9 @@ def run(study: Study) -> Section:
     )
     through = "Gauss-Newton matrix" if study.loss == "cross-entropy" else "full tangent kernel"
     study.sentences["step-size"] = (
-        f"Step size: take {step.value:.3g} with batches of {choice.batch} ({1 / constants.smoothness:.3g} for all "
+        f"take {step.value:.3g} with batches of {choice.batch} ({1 / constants.smoothness:.3g} for all "
         f"{study.samples} at once); above {constants.critical_step:.3g} full-batch descent on the linearised model "
-        f"diverges ({study.loss}, through the {through})."
+        f"diverges ({study.loss}, through the {through})"
     )
     values = {
         "L, largest curvature of the loss": constants.smoothness,
@@ -69,9 +69,7 @@ def run(study: Study) -> Section:
             "For cross-entropy the critical step follows from the Gauss-Newton matrix at the start; it "
             "changes as the probabilities do, so the trial run follows the sharpness."
         )
-    return Section(
-        summary=study.sentences["step-size"], values=values, notes=notes, tables=tables
-    )
+    return Section(summary=study.sentences["step-size"], values=values, notes=notes, tables=tables)
 
 
 def _conventions(study: Study, top: float) -> Table:

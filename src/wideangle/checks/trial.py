@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wideangle.checks._study import Study
+from wideangle.checks._study import PATH_STEPS, Study
 from wideangle.curvature.hessian import sharpness
 from wideangle.document import Figure, Mark, Section, Series, Table
-from wideangle.kernel.function_space import linearised_descent
 from wideangle.plan import Decision
 from wideangle.progress import track
 
 __all__ = ["run"]
 
-_STEPS = 200
 _CRITICAL_STEPS = 25
-_FACTORS = (1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.0)
+_FACTORS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+_BLOWN = 1e4  # a loss this many times the start's is not coming back to anything useful
 _SECONDS = {"main": 9.0, "critical": 3.0, "divergence": 6.0}
 _RISE = 1.2
 
@@ -37,8 +36,9 @@ class Trial:
 
     @property
     def diverged(self) -> bool:
-        """True where the loss ended non-finite or ten times above where it began."""
-        return not math.isfinite(self.losses[-1]) or self.losses[-1] > 10 * self.losses[0]
+        """True where the loss blew up on the way, or ended ten times above where it began."""
+        worst = max(self.losses) if all(map(math.isfinite, self.losses)) else math.inf
+        return worst > _BLOWN * self.losses[0] or self.losses[-1] > 10 * self.losses[0]
 
 
 def run(study: Study) -> Section:
@@ -46,9 +46,10 @@ def run(study: Study) -> Section:
     constants = study.constants
     step = 1.0 / constants.smoothness
     seconds = _step_seconds(study)
-    length = study.steps or max(20, min(_STEPS, int(_SECONDS["main"] / seconds)))
-    predicted = linearised_descent(study.factors, study.start, study.loss_of, step, length).losses
-    trial = descend(study, step, length, follow=max(1, length // 8))
+    length = study.steps or max(20, min(PATH_STEPS, int(_SECONDS["main"] / seconds)))
+    path = study.path if length <= PATH_STEPS else study.linearised(step, length)
+    predicted = path.losses[: length + 1]
+    trial = descend(study, step, length, follow=max(1, length // 6))
     error = _log_error(trial.losses, predicted)
     short = max(8, min(_CRITICAL_STEPS, int(_SECONDS["critical"] / seconds / 2)))
     critical = {
@@ -71,22 +72,24 @@ def run(study: Study) -> Section:
         "smallest diverging multiple of the critical step": broken,
     }
     _decide(study, rise, step)
-    study.sentences["trial"] = _sentence(study, trial, float(predicted[-1]), error, rise, edge, stable, broken)
+    study.sentences["trial"] = _sentence(
+        study, trial, float(predicted[-1]), error, rise, edge, stable, broken
+    )
     notes = [
         "For the quadratic model and the squared loss, steps between 1 and 2 times the critical one make the "
         "loss spike and come back; for a network the factor at which it breaks is measured here."
     ]
-    if length < _STEPS and study.steps is None:
-        notes.append(f"Shortened to {length} steps of {seconds:.2g} s each to keep to its time; --steps sets it.")
+    if length < PATH_STEPS and study.steps is None:
+        notes.append(
+            f"Shortened to {length} steps of {seconds:.2g} s each to keep to its time; --steps sets it."
+        )
     figures = [_run_figure(trial, predicted), *_critical_figures(study, critical), *_sharpness_figure(trial)]
     return Section(
         summary=study.sentences["trial"], values=values, notes=notes, figures=figures, tables=[table]
     )
 
 
-def descend(
-    study: Study, step: float, steps: int, *, follow: int = 0, project: bool = False
-) -> Trial:
+def descend(study: Study, step: float, steps: int, *, follow: int = 0, project: bool = False) -> Trial:
     """Return a full-batch run of a fresh copy with a constant step, or one that follows the sharpness.
 
     Args:
@@ -108,7 +111,7 @@ def descend(
         trial.losses.append(float(loss.detach()))
         if project:
             trial.projections.append(float((_residual(study, z.detach()) * mode).sum()))
-        if not math.isfinite(trial.losses[-1]) or t == steps:
+        if not trial.losses[-1] <= _BLOWN * trial.losses[0] or t == steps:
             break
         if follow and t % follow == 0:
             value, vector = _sharpness(study, model, vector)
@@ -163,13 +166,18 @@ def _log_error(measured: list[float], predicted: np.ndarray) -> float:
 
 def _breaking(study: Study, seconds: float) -> tuple[Table, float, float | None]:
     """Return the multiples of the critical step tried, the largest stable one and the first that diverged."""
-    each = max(20, min(60, int(_SECONDS["divergence"] / seconds / len(_FACTORS))))
+    each = max(15, min(40, int(_SECONDS["divergence"] / seconds / len(_FACTORS))))
     cells: list[list[object]] = []
     stable, broken = 1.0, None
     for factor in _FACTORS:
         trial = descend(study, factor * study.constants.critical_step, each)
         cells.append(
-            [factor, max(trial.losses) / trial.losses[0], trial.losses[-1], "diverged" if trial.diverged else "stable"]
+            [
+                factor,
+                max(trial.losses) / trial.losses[0],
+                trial.losses[-1],
+                "diverged" if trial.diverged else "stable",
+            ]
         )
         if trial.diverged:
             broken = factor
@@ -213,15 +221,15 @@ def _sentence(
     breaks = (
         f"it still trains at {stable:g} times the critical step"
         if broken is None
-        else f"it breaks between {stable:g} and {broken:g} times the critical step"
+        else f"training breaks between {stable:g} and {broken:g} times the critical step"
     )
     if rise > _RISE:
         return (
-            f"Trial run: edge of stability; the sharpness rose {rise:.2f}-fold, to {edge:.2f} of 2 at the first step "
-            f"size, so the step was lowered with it; {follows}; {breaks}."
+            f"edge of stability; the sharpness rose {rise:.2f}-fold, to {edge:.2f} of 2 at the first step "
+            f"size, so the step was lowered with it; {follows}; {breaks}"
         )
     plain = "plain gradient descent is fine here" if error < 0.1 else "the prediction is an estimate here"
-    return f"Trial run: {plain}; {follows}; {breaks}."
+    return f"{plain}; {follows}; {breaks}"
 
 
 def _run_figure(trial: Trial, predicted: np.ndarray) -> Figure:
@@ -244,13 +252,20 @@ def _critical_figures(study: Study, runs: dict[float, Trial]) -> list[Figure]:
     series, marks = [], []
     for factor, trial in runs.items():
         energy = [p * p if math.isfinite(p) and p != 0 else None for p in trial.projections]
-        series.append(Series(f"{factor:g} x critical, measured", [float(t) for t in range(len(energy))], energy))
+        series.append(
+            Series(f"{factor:g} x critical, measured", [float(t) for t in range(len(energy))], energy)
+        )
         if study.loss == "mse":
             rate = (1.0 - 2.0 * factor) ** 2
             start = trial.projections[0] ** 2
             line: list[float | None] = [start * rate**t for t in range(len(energy))]
             series.append(
-                Series(f"{factor:g} x critical, predicted", [float(t) for t in range(len(energy))], line, "dashed")
+                Series(
+                    f"{factor:g} x critical, predicted",
+                    [float(t) for t in range(len(energy))],
+                    line,
+                    "dashed",
+                )
             )
         known = [e for e in energy if e is not None]
         if factor > 1 and known:

@@ -7,6 +7,7 @@ import inspect
 import pickle
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as .npz without running pickled code: {error}") from error
 
 
@@ -118,7 +119,9 @@ def _from_function(target: str, split: str) -> Raw:
     except Exception as error:  # the user's own code may raise anything
         raise InputError(f"{target} raised {type(error).__name__}: {error}") from error
     if isinstance(made, Dataset):
-        return Raw(made.x.numpy(), made.y.numpy(), made.classes, made.vocabulary, made.label_names)
+        return Raw(
+            made.x.cpu().numpy(), made.y.cpu().numpy(), made.classes, made.vocabulary, made.label_names
+        )
     if isinstance(made, (tuple, list)) and len(made) == 2:
         return raw_arrays(made[0], made[1], target)
     raise InputError(
@@ -135,10 +138,19 @@ def import_function(target: str) -> Callable[..., Any]:
     Args:
         target: path of a Python file, relative to the working folder or absolute, a colon, a name in it.
 
+    Returns:
+        The function, class or other callable of that name.
+
     Raises:
         InputError: no such file, the file fails on import, or it has no such function.
 
-    Reference: the same spelling as entry points use, with a file in the module's place.
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "mine.py")
+        ...     _ = file.write_text("def double(x): return 2 * x")
+        ...     import_function(f"{file}:double")(21)
+        42
     """
     file, _, name = target.rpartition(":")
     path = Path(file).expanduser().absolute()

@@ -260,16 +260,16 @@ def _warnings(report: SeparationReport, norm_range: float) -> list[str]:
     found = []
     rows = f"rows {report.closest_rows[0]} and {report.closest_rows[1]}"
     if report.zero_rows:
-        found.append(f"{report.zero_rows} zero rows were left out: a net without biases is constant there")
+        found.append(f"zero rows left out: {report.zero_rows}; a net without biases is constant there")
     if report.parallel_pairs:
         found.append(
-            f"{report.parallel_pairs} pairs of samples are parallel or duplicated ({rows}): without biases "
-            "the kernel is singular at every depth; drop one of each"
+            f"parallel or duplicated pairs of samples: {report.parallel_pairs} (such as {rows}); without "
+            "biases the kernel is singular at every depth: drop one of each"
         )
     if report.opposite_pairs:
         found.append(
-            f"{report.opposite_pairs} pairs of samples are opposite: singular for the linear net, and for "
-            "ReLU with no hidden layer"
+            f"opposite pairs of samples: {report.opposite_pairs}; the linear net cannot tell them apart, "
+            "ReLU with a hidden layer can"
         )
     if norm_range > 3:
         found.append(f"norms differ by a factor of {norm_range:.3g} and dominate kappa; scale to unit norm")
