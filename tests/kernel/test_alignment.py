@@ -116,9 +116,7 @@ def test_a_full_kernel_of_equal_outputs_gives_the_same_slope_as_one_kernel_for_a
 
 def test_centring_and_dropping_take_the_constant_mode_away():
     n = 100
-    kernel = torch.ones(n, n, dtype=torch.float64) + torch.diag(
-        torch.linspace(1e-3, 1, n, dtype=torch.float64)
-    )
+    kernel = torch.ones(n, n, dtype=torch.float64) + torch.diag(torch.logspace(-3, 0, n, dtype=torch.float64))
     spectrum = eigenpairs(kernel)
     target = 5 + torch.randn(n, dtype=torch.float64, generator=generator(0, "centre"))
     raw = residual_alignment(spectrum, target, bins=5)
@@ -136,7 +134,7 @@ def test_after_training_the_slope_survives_on_the_slow_modes_only():
     start = np.sqrt(spectrum.eigenvalues)
     steps, step = 300, 1.0
     later = spectrum.vectors @ (start * (1 - step * spectrum.eigenvalues) ** steps)
-    slow = residual_alignment(spectrum, later, bins=12, below=0.1 / (step * steps))
+    slow = residual_alignment(spectrum, later, bins=4, below=0.1 / (step * steps))
     assert slow.slope == pytest.approx(1, abs=0.06)
     assert max(slow.bin_eigenvalue) <= 0.1 / (step * steps)
     with_fast = residual_alignment(spectrum, later, bins=12)
@@ -168,7 +166,7 @@ def test_the_control_is_repeatable_and_the_record_round_trips(digits, kernels):
     [
         (lambda s: label_alignment(s, torch.zeros(5)), "does not fit"),
         (lambda s: label_alignment(s, torch.zeros(40, dtype=torch.long)), "constant"),
-        (lambda s: residual_alignment(s, torch.zeros(40)), "constant"),
+        (lambda s: residual_alignment(s, torch.zeros(40)), "zero"),
         (lambda s: residual_alignment(s, torch.full((40,), math.nan)), "finite"),
         (lambda s: residual_alignment(s, torch.arange(40.0), bins=2), "bins"),
         (lambda s: residual_alignment(s, torch.arange(40.0), bins=40), "three bins"),

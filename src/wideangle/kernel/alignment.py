@@ -170,9 +170,7 @@ def _alignment(
     if centre:
         columns = columns - columns.mean(0)
     if not np.abs(columns).max() > 0:
-        raise InputError(
-            f"the {kind} are constant{' after centring' if centre else ''}; there is nothing to align"
-        )
+        raise InputError(f"the target is {'constant' if centre else 'zero'}; there is nothing to align")
     energy = _energies(spectrum, columns)
     binned = _binning(spectrum, energy, bins, drop_top, below)
     fit = _line(binned, energy, spectrum.eigenvalues)
@@ -212,6 +210,8 @@ def _by_sample(spectrum: Spectrum, target: Any, labels: bool) -> Array:
             f"a target of shape {tuple(torch.as_tensor(target).shape)} does not fit a kernel of "
             f"{spectrum.samples} samples and {spectrum.outputs} outputs"
         )
+    if not bool(torch.isfinite(values.double()).all()):
+        raise InputError("the target has non-finite entries; drop those samples")
     return values.double().numpy()
 
 

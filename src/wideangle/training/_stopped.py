@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from wideangle._loop import DivergedError, Run
+from wideangle.training._loop import DivergedError, Run
 from wideangle.curvature.hessian import sharpness
 from wideangle.kernel._model import take
 from wideangle.taylor._push import pick_tensor

@@ -7,7 +7,7 @@ import math
 import statistics
 from typing import Any
 
-from wideangle._recipe import Recipe
+from wideangle.training._recipe import Recipe
 from wideangle.document import Figure, Section, Series, Table
 from wideangle.plan import Decision, Plan
 

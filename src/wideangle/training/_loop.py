@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wideangle import _checkpoint
-from wideangle._recipe import Recipe, make_optimizer
+from wideangle.training import _checkpoint
+from wideangle.training._recipe import Recipe, make_optimizer
 from wideangle.errors import NumericsError
 from wideangle.kernel._model import Batch, OutputPick, batch_size, take
 from wideangle.progress import track

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wideangle._recipe import Recipe
+from wideangle.training._recipe import Recipe
 from wideangle.errors import InputError
 from wideangle.files import write_atomically
 from wideangle.kernel._model import Batch

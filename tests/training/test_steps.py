@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from small_runs import is_same, make_data, make_gen, make_net, make_plan
+from torch import nn
+
+from wideangle.plan import Decision, Plan
+from wideangle.training import train
+from wideangle.training._recipe import make_optimizer, make_recipe
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
+def test_full_batch_training_is_gradient_descent_written_out(loss):
+    x, y = make_data()
+    model, twin = make_net().double(), make_net().double()
+    result = train(model, x, y, make_plan(0.3, 15, loss=loss))
+    target = nn.functional.one_hot(y, 3).double() if loss == "mse" else y
+    losses = []
+    for _ in range(15):
+        value = nn.functional.mse_loss(twin(x.double()), target) if loss == "mse" else None
+        value = nn.functional.cross_entropy(twin(x.double()), target) if value is None else value
+        losses.append(float(value.detach()))
+        gradients = torch.autograd.grad(value, list(twin.parameters()))
+        with torch.no_grad():
+            for p, g in zip(twin.parameters(), gradients, strict=True):
+                p -= 0.3 * g
+    assert all(
+        torch.allclose(p, q, rtol=0, atol=1e-13)
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
+    measured = dict(map(tuple, result.losses))
+    assert measured[0] == pytest.approx(losses[0], rel=1e-13)
+    assert measured[10] == pytest.approx(losses[10], rel=1e-12)
+    assert sorted(measured) == [0, 1, 2, 3, 4, 6, 7, 10, 13, 15]
+    right = float((twin(x.double()).argmax(1) == y).double().mean())
+    assert result.accuracy == pytest.approx(right)
+    assert result.complete
+    assert result.steps == 15
+
+
+def test_large_batches_are_cut_without_changing_the_step(monkeypatch):
+    x, y = make_data(50)
+    whole, cut = make_net().double(), make_net().double()
+    first = train(whole, x, y, make_plan())
+    monkeypatch.setattr("wideangle.training._loop.SLICE", 16)
+    second = train(cut, x, y, make_plan())
+    for p, q in zip(whole.parameters(), cut.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-13)
+    assert second.losses[-1][1] == pytest.approx(first.losses[-1][1], rel=1e-12)
+    coupled, alone = make_net(norm=True), make_net(norm=True)
+    train(coupled, x, y, make_plan())
+    monkeypatch.setattr("wideangle.training._loop.SLICE", 1024)
+    train(alone, x, y, make_plan())
+    assert torch.equal(coupled[1].running_mean, alone[1].running_mean)
+    assert is_same(coupled, alone)
+
+
+def test_warm_up_momentum_and_optimisers():
+    plan = Plan(step_size=Decision(0.4), momentum=Decision(0.9), warmup_steps=Decision(4))
+    recipe = make_recipe(plan, 10, {})
+    assert [recipe.rate(t) for t in range(6)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+    assert recipe.critical_factor() == pytest.approx(3.8)
+    group = make_optimizer(recipe, make_net()).param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.9, False)
+    nesterov = make_recipe(plan, 10, {"optimizer": "nesterov"})
+    assert make_optimizer(nesterov, make_net()).param_groups[0]["nesterov"]
+    adam = make_optimizer(make_recipe(Plan(), 10, {"optimizer": "Adam", "step_size": 0.01}), make_net())
+    assert isinstance(adam, torch.optim.Adam)
+    assert adam.param_groups[0]["betas"] == (0.9, 0.999)
+    assert make_recipe(Plan(), 10, {"optimizer": "adamw", "step_size": 1e-3}).critical_factor() is None
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov"])
+def test_the_critical_factor_is_where_a_quadratic_starts_to_diverge(momentum, optimizer):
+    if optimizer == "nesterov" and momentum == 0:
+        return
+    plan = Plan(step_size=Decision(1.0), momentum=Decision(momentum), optimizer=Decision(optimizer))
+    factor = make_recipe(plan, 1, {}).critical_factor()
+    assert factor is not None
+    sizes = {}
+    for share in (0.98, 1.02):
+        w = nn.Linear(1, 1, bias=False).double()
+        with torch.no_grad():
+            w.weight.fill_(1.0)
+        recipe = make_recipe(plan, 1, {"step_size": share * factor})
+        step = make_optimizer(recipe, w)
+        for _ in range(2000):
+            w.weight.grad = w.weight.detach().clone()
+            step.step()
+        sizes[share] = abs(w.weight.item())
+    assert sizes[0.98] < 1e-3
+    assert not sizes[1.02] < 1e3
+
+
+def test_every_sample_is_drawn_once_an_epoch_and_orders_differ():
+    x, y = make_data(10)
+    seen: list[list[float]] = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = make_net()
+
+        def forward(self, rows):
+            if self.training:
+                seen.append(rows[:, 0].tolist())
+            return self.inner(rows)
+
+    train(Spy(), x, y, make_plan(0.1, 9), batch_size=4)
+    everything = sorted(x[:, 0].tolist())
+    epochs = [[value for batch in seen[i : i + 3] for value in batch] for i in (0, 3, 6)]
+    assert [len(batch) for batch in seen] == [4, 4, 2] * 3
+    assert all(sorted(epoch) == everything for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    first = list(seen)
+    seen.clear()
+    train(Spy(), x, y, make_plan(0.1, 9), batch_size=4)
+    assert seen == first
+    seen.clear()
+    train(Spy(), x, y, make_plan(0.1, 9), batch_size=4, seed=1)
+    assert seen != first
+    seen.clear()
+    train(Spy(), x, y, make_plan(0.1, 4), batch_size=3)
+    assert [len(batch) for batch in seen] == [3, 3, 4, 3]
+
+
+def test_it_learns_real_digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x, y = torch.tensor(digits.data[:400] / 16.0), torch.tensor(digits.target[:400])
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    gen = make_gen(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=gen) / math.sqrt(p.shape[-1]))
+    result = train(
+        model, x, y, make_plan(0.5, 300, loss="cross-entropy"), batch_size=100, name="mlp", data="digits"
+    )
+    assert result.accuracy is not None
+    assert result.accuracy > 0.97
+    assert "mlp on digits, 400 samples" in result.subject
