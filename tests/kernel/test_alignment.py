@@ -48,8 +48,9 @@ def test_an_exact_power_law_gives_its_exponent_and_a_tiny_interval(power, n):
     assert found.low <= found.slope <= found.high < found.slope + 0.1
     assert (found.control_slope, found.above_control) == (None, False)
     assert found.modes_used + found.modes_left_out == n
+    assert found.bin_energy == pytest.approx(np.array(found.bin_eigenvalue) ** power, rel=0.1, abs=0)
     energy = spectrum.eigenvalues**power
-    assert found.modes_for_90 == 1 + int((np.cumsum(energy) < 0.9 * energy.sum()).sum())
+    assert abs(found.modes_for_90 - 1 - int((np.cumsum(energy) < 0.9 * energy.sum()).sum())) <= 1
 
 
 @pytest.mark.parametrize(("depth", "one_hot", "parity"), [(1, 1.21, 1.19), (4, 1.78, 1.65)])
@@ -130,11 +131,11 @@ def test_centring_and_dropping_take_the_constant_mode_away():
 
 
 def test_after_training_the_slope_survives_on_the_slow_modes_only():
-    spectrum = spectrum_of(np.geomspace(1, 1e-4, 200))
+    spectrum = spectrum_of(np.geomspace(1, 1e-6, 300))
     start = np.sqrt(spectrum.eigenvalues)
     steps, step = 300, 1.0
     later = spectrum.vectors @ (start * (1 - step * spectrum.eigenvalues) ** steps)
-    slow = residual_alignment(spectrum, later, bins=4, below=0.1 / (step * steps))
+    slow = residual_alignment(spectrum, later, bins=8, below=0.1 / (step * steps))
     assert slow.slope == pytest.approx(1, abs=0.06)
     assert max(slow.bin_eigenvalue) <= 0.1 / (step * steps)
     with_fast = residual_alignment(spectrum, later, bins=12)

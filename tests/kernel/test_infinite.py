@@ -144,6 +144,12 @@ def test_small_angles_follow_their_expansions_to_the_last_digits(theta):
     assert slope[0] == pytest.approx(1.196, abs=1e-3)
 
 
+def test_the_angle_map_is_its_formula_where_that_has_digits():
+    theta = np.linspace(0.05, math.pi, 200)
+    wanted = np.arccos(((math.pi - theta) * np.cos(theta) + np.sin(theta)) / math.pi)
+    assert infinite.relu_angle_map(torch.tensor(theta)).numpy() == pytest.approx(wanted, rel=2e-12)
+
+
 def test_a_cosine_recursion_would_have_lost_the_small_angle():
     theta = 1e-9
     x = torch.tensor([[1.0, 0.0], [math.cos(theta), math.sin(theta)]], dtype=torch.float64)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.errors import InputError
-from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, call, logits, take
 from wideangle.kernel._factors import Factors, factors
+from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, call, logits, take
 from wideangle.kernel.function_space import LinearisedRun, linearised_descent
 from wideangle.kernel.spectrum import Spectrum, eigenpairs
 from wideangle.optim.constants import Constants, measure_constants
@@ -45,12 +45,12 @@ class Study:
 
     @property
     def samples(self) -> int:
-        """n."""
+        """How many samples, n."""
         return batch_size(self.x)
 
     @property
     def outputs(self) -> int:
-        """C."""
+        """How many outputs, C."""
         return self.start.shape[1]
 
     @property
@@ -76,13 +76,17 @@ class Study:
 
     @cached_property
     def residual(self) -> Tensor:
-        """What is to be removed: f - y for mse, softmax(f) - y for cross-entropy; (n, C), float64."""
-        z = self.start.double()
+        """The residual at the start, see `residual_of`."""
+        return self.residual_of(self.start)
+
+    def residual_of(self, z: Tensor) -> Tensor:
+        """Return what is to be removed: f - y for mse, softmax(f) - y for cross-entropy; (n, C), float64."""
         if self.loss == "mse":
-            return z - self.targets.double()
-        if self.targets.dim() == 1:
-            return torch.softmax(z, 1) - nn.functional.one_hot(self.targets, self.outputs)
-        return torch.softmax(z, 1) - self.targets.double()
+            return z.double() - self.targets.double()
+        target = self.targets
+        if target.dim() == 1:
+            target = nn.functional.one_hot(target, z.shape[1])
+        return torch.softmax(z.double(), 1) - target.double()
 
     @cached_property
     def factors(self) -> Factors:

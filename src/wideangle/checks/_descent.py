@@ -1,0 +1,152 @@
+"""Full-batch runs of a copy of the model: constant or sharpness-following step, with a mode watched."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from wideangle.checks._study import Study
+from wideangle.curvature.ggn import output_root
+from wideangle.curvature.hessian import sharpness
+from wideangle.kernel._factors import factors
+from wideangle.optim.constants import measure_constants
+from wideangle.progress import track
+
+__all__ = ["RISE", "Mode", "Trial", "descend", "step_seconds", "top_mode"]
+
+RISE = 1.2
+_BLOWN = 1e4  # a loss this many times the start's is not coming back to anything useful
+
+
+@dataclass
+class Trial:
+    """One run: losses before each step, the watched energy, (step, sharpness) pairs and the step sizes used."""
+
+    model: nn.Module
+    losses: list[float] = field(default_factory=list)
+    energies: list[float] = field(default_factory=list)
+    sharpness: list[tuple[int, float]] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+
+    @property
+    def diverged(self) -> bool:
+        """True where the loss blew up on the way, or ended ten times above where it began."""
+        return _blown(self) or self.losses[-1] > 10 * self.losses[0]
+
+    @property
+    def rise(self) -> float:
+        """Largest sharpness over that at the start; 1 where it was not followed."""
+        if len(self.sharpness) < 2 or self.sharpness[0][1] <= 0:
+            return 1.0
+        return max(value for _, value in self.sharpness) / self.sharpness[0][1]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """The direction of the residual that gradient descent multiplies by 1 - step * curvature."""
+
+    curvature: float
+    direction: Tensor  # (n, C), unit
+
+
+def top_mode(study: Study, model: nn.Module) -> Mode:
+    """Return the top mode of the Gauss-Newton matrix at a model's weights, as seen in the residual.
+
+    With S of `output_root` and w the top eigenvector of (1/n) S^T K S, eigenvalue L, the residual r of the
+    linearised model obeys z . r_{t+1} = (1 - step L) z . r_t for z = K S w (for mse z = w).
+
+    Cost: one factor pass and some 20 products.
+    """
+    settled = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        z = study.evaluate(settled)
+    cache = factors(settled, study.x, output=study.output)
+    constants = measure_constants(cache, z, study.loss)
+    root = output_root(z.to(cache.dtype), study.loss)
+    w = torch.as_tensor(constants.top_vector, dtype=cache.dtype, device=z.device).reshape(z.shape)
+    direction = (cache @ torch.einsum("icd,id->ic", root, w)).double()
+    return Mode(constants.smoothness, direction / direction.norm())
+
+
+def descend(
+    study: Study,
+    step: float,
+    steps: int,
+    *,
+    start: nn.Module | None = None,
+    follow: int = 0,
+    mode: Mode | None = None,
+) -> Trial:
+    """Return a full-batch run of a copy with a constant step, or one that follows the sharpness.
+
+    Args:
+        study: the study whose data and loss are used.
+        step: the step size; with `follow` it is divided by how far the sharpness has risen over its start.
+        steps: how many.
+        start: the model to copy; the study's own where left out.
+        follow: measure the sharpness every so many steps; 0 leaves it out.
+        mode: record the energy of the residual in this direction.
+    """
+    model = study.fresh() if start is None else copy.deepcopy(start)
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    trial = Trial(model)
+    vector = None
+    for t in track(range(steps + 1), "trial run"):
+        z = study.evaluate(model)
+        loss = study.loss_of(z)
+        trial.losses.append(float(loss.detach()))
+        if mode is not None:
+            trial.energies.append(float((study.residual_of(z.detach()) * mode.direction).sum()) ** 2)
+        if _blown(trial) or t == steps:
+            break
+        if follow and t % follow == 0:
+            value, vector = _sharpness(study, model, vector)
+            trial.sharpness.append((t, value))
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        trial.steps.append(step / trial.rise if trial.rise > RISE else step)
+        with torch.no_grad():
+            for parameter, gradient in zip(wanted, gradients, strict=True):
+                if gradient is not None:
+                    parameter -= trial.steps[-1] * gradient
+    if follow and steps % follow and not _blown(trial):
+        trial.sharpness.append((steps, _sharpness(study, model, vector)[0]))
+    return trial
+
+
+def _blown(trial: Trial) -> bool:
+    return not all(loss <= _BLOWN * trial.losses[0] for loss in trial.losses[-1:]) or not all(
+        map(math.isfinite, trial.losses)
+    )
+
+
+def _sharpness(study: Study, model: nn.Module, start: object) -> tuple[float, object]:
+    found = sharpness(
+        model,
+        study.loss,
+        study.x,
+        study.y,
+        start=start,
+        tolerance=0.02,
+        strict=False,
+        output=study.output,
+        max_products=60,
+        seed=study.seed,
+    )
+    return found.value, found.vector
+
+
+def step_seconds(study: Study) -> float:
+    """Return the seconds of one full-batch gradient: best of three."""
+    model = study.fresh()
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    best = math.inf
+    for _ in range(3):
+        begun = time.perf_counter()
+        torch.autograd.grad(study.loss_of(study.evaluate(model)), wanted, allow_unused=True)
+        best = min(best, time.perf_counter() - begun)
+    return best
