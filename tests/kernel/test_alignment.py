@@ -48,7 +48,7 @@ def test_an_exact_power_law_gives_its_exponent_and_a_tiny_interval(power, n):
     assert found.low <= found.slope <= found.high < found.slope + 0.1
     assert (found.control_slope, found.above_control) == (None, False)
     assert found.modes_used + found.modes_left_out == n
-    assert found.bin_energy == pytest.approx(np.array(found.bin_eigenvalue) ** power, rel=0.1, abs=0)
+    assert found.bin_energy == pytest.approx(np.array(found.bin_eigenvalue) ** power, rel=0.3, abs=0)
     energy = spectrum.eigenvalues**power
     assert abs(found.modes_for_90 - 1 - int((np.cumsum(energy) < 0.9 * energy.sum()).sum())) <= 1
 

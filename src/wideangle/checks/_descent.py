@@ -17,7 +17,7 @@ from wideangle.kernel._factors import factors
 from wideangle.optim.constants import measure_constants
 from wideangle.progress import track
 
-__all__ = ["RISE", "Mode", "Trial", "descend", "step_seconds", "top_mode"]
+__all__ = ["RISE", "Mode", "Trial", "descend", "displaced", "step_seconds", "top_mode"]
 
 RISE = 1.2
 _BLOWN = 1e4  # a loss this many times the start's is not coming back to anything useful
@@ -25,7 +25,7 @@ _BLOWN = 1e4  # a loss this many times the start's is not coming back to anythin
 
 @dataclass
 class Trial:
-    """One run: losses before each step, the watched energy, (step, sharpness) pairs and the step sizes used."""
+    """One run: losses, the watched energy, (step, sharpness) pairs and the step sizes used."""
 
     model: nn.Module
     losses: list[float] = field(default_factory=list)
@@ -48,10 +48,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Mode:
-    """The direction of the residual that gradient descent multiplies by 1 - step * curvature."""
+    """The direction of the residual that gradient descent multiplies by 1 - step * curvature.
+
+    `push` is the direction of the weights that moves the residual along it, by 1 to first order.
+    """
 
     curvature: float
     direction: Tensor  # (n, C), unit
+    push: dict[str, Tensor]
 
 
 def top_mode(study: Study, model: nn.Module) -> Mode:
@@ -69,8 +73,24 @@ def top_mode(study: Study, model: nn.Module) -> Mode:
     constants = measure_constants(cache, z, study.loss)
     root = output_root(z.to(cache.dtype), study.loss)
     w = torch.as_tensor(constants.top_vector, dtype=cache.dtype, device=z.device).reshape(z.shape)
-    direction = (cache @ torch.einsum("icd,id->ic", root, w)).double()
-    return Mode(constants.smoothness, direction / direction.norm())
+    right = torch.einsum("icd,id->ic", root, w)
+    change = cache @ right
+    direction = change.double() / change.double().norm()
+    if study.loss == "cross-entropy":
+        change = torch.einsum("icd,ied,ie->ic", root, root, change)
+    size = float((change.double() * direction).sum())
+    push = {name: part[0] / size for name, part in cache.pull(right[None]).items()}
+    return Mode(constants.smoothness, direction, push)
+
+
+def displaced(model: nn.Module, mode: Mode, amount: float) -> nn.Module:
+    """Return a copy whose residual is moved by `amount` along the mode, to first order."""
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            if name in mode.push:
+                parameter += amount * mode.push[name]
+    return moved
 
 
 def descend(
@@ -79,7 +99,7 @@ def descend(
     steps: int,
     *,
     start: nn.Module | None = None,
-    follow: int = 0,
+    follow: bool = False,
     mode: Mode | None = None,
 ) -> Trial:
     """Return a full-batch run of a copy with a constant step, or one that follows the sharpness.
@@ -89,39 +109,44 @@ def descend(
         step: the step size; with `follow` it is divided by how far the sharpness has risen over its start.
         steps: how many.
         start: the model to copy; the study's own where left out.
-        follow: measure the sharpness every so many steps; 0 leaves it out.
+        follow: measure the sharpness on the way: after 0, 1, 2, 4, 8, ... steps, six times evenly, and at
+            the end.
         mode: record the energy of the residual in this direction.
     """
     model = study.fresh() if start is None else copy.deepcopy(start)
     wanted = [p for p in model.parameters() if p.requires_grad]
     trial = Trial(model)
-    vector = None
+    vector, looks = None, _looks(steps) if follow else set()
     for t in track(range(steps + 1), "trial run"):
         z = study.evaluate(model)
         loss = study.loss_of(z)
         trial.losses.append(float(loss.detach()))
         if mode is not None:
             trial.energies.append(float((study.residual_of(z.detach()) * mode.direction).sum()) ** 2)
-        if _blown(trial) or t == steps:
+        if _blown(trial):
             break
-        if follow and t % follow == 0:
+        if t in looks:
             value, vector = _sharpness(study, model, vector)
             trial.sharpness.append((t, value))
+        if t == steps:
+            break
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
         trial.steps.append(step / trial.rise if trial.rise > RISE else step)
         with torch.no_grad():
             for parameter, gradient in zip(wanted, gradients, strict=True):
                 if gradient is not None:
                     parameter -= trial.steps[-1] * gradient
-    if follow and steps % follow and not _blown(trial):
-        trial.sharpness.append((steps, _sharpness(study, model, vector)[0]))
     return trial
 
 
+def _looks(steps: int) -> set[int]:
+    """Return when to measure the sharpness: often at first, where it moves fastest."""
+    early = {2**k for k in range(steps.bit_length()) if 2**k < steps / 6}
+    return {0, steps} | early | {round(k * steps / 6) for k in range(1, 6)}
+
+
 def _blown(trial: Trial) -> bool:
-    return not all(loss <= _BLOWN * trial.losses[0] for loss in trial.losses[-1:]) or not all(
-        map(math.isfinite, trial.losses)
-    )
+    return not all(loss <= _BLOWN * trial.losses[0] for loss in trial.losses)
 
 
 def _sharpness(study: Study, model: nn.Module, start: object) -> tuple[float, object]:
@@ -131,10 +156,10 @@ def _sharpness(study: Study, model: nn.Module, start: object) -> tuple[float, ob
         study.x,
         study.y,
         start=start,
-        tolerance=0.02,
+        tolerance=0.05,
         strict=False,
         output=study.output,
-        max_products=60,
+        max_products=40,
         seed=study.seed,
     )
     return found.value, found.vector

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
-from wideangle.checks._descent import RISE, Mode, Trial, descend, step_seconds, top_mode
+from wideangle.checks._descent import RISE, Mode, Trial, descend, displaced, step_seconds, top_mode
 from wideangle.checks._study import PATH_STEPS, Study
 from wideangle.document import Figure, Mark, Section, Series, Table
 from wideangle.plan import Decision
@@ -14,6 +15,9 @@ from wideangle.plan import Decision
 __all__ = ["run"]
 
 _CRITICAL_STEPS = 45
+_RESTARTS = 4
+_THROWN = 1.5
+_PUSH = 0.03  # of the residual's norm: small against what is left, large against rounding and other modes
 _FACTORS = (0.9, 1.1, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 _SECONDS = {"main": 9.0, "critical": 3.0, "breaking": 6.0}
 
@@ -23,9 +27,9 @@ def run(study: Study) -> Section:
     step = 1.0 / study.constants.smoothness
     seconds = step_seconds(study)
     length = study.steps or max(20, min(PATH_STEPS, int(_SECONDS["main"] / seconds)))
-    path = study.path if length <= PATH_STEPS else study.linearised(step, length)
-    predicted = path.losses[: length + 1]
-    trial = descend(study, step, length, follow=max(1, length // 6))
+    trial, used, rise = _trial(study, step, length)
+    same = used == step and length <= PATH_STEPS
+    predicted = (study.path if same else study.linearised(used, length)).losses[: length + 1]
     error = _log_error(trial.losses, predicted)
     figures = [_run_figure(trial, predicted)]
     short = max(10, min(_CRITICAL_STEPS, int(_SECONDS["critical"] / seconds / 2)))
@@ -33,18 +37,24 @@ def run(study: Study) -> Section:
     figures += [_mode_figure(mode, around), *_sharpness_figure(trial)]
     table, stable, broken = _breaking(study, max(15, min(40, int(_SECONDS["breaking"] / seconds / 9))))
     largest = max((value for _, value in trial.sharpness), default=0.0)
-    _decide(study, trial.rise)
-    study.sentences["trial"] = _sentence(trial, float(predicted[-1]), error, step * largest, stable, broken)
+    _decide(study, rise)
+    study.sentences["trial"] = _sentence(trial, float(predicted[-1]), error, rise, stable, broken)
     notes = [
         "For the quadratic model and the squared loss, steps between 1 and 2 times the critical one make the "
         "loss spike and come back; for a network the factor at which it breaks is measured here."
     ]
+    if used < step:
+        notes.append(
+            f"At the step 1 / L = {step:.3g} the run was thrown off as the sharpness rose; shown is the run "
+            f"begun again at {used:.3g}."
+        )
     if length < PATH_STEPS and study.steps is None:
         notes.append(f"Shortened to {length} steps of {seconds:.2g} s to keep to its time; --steps sets it.")
     return Section(
         summary=study.sentences["trial"],
         values={
-            "step size": step,
+            "step size at the start": used,
+            "last step size": trial.steps[-1],
             "steps": length,
             "loss at the start": trial.losses[0],
             "loss at the end, measured": trial.losses[-1],
@@ -52,7 +62,7 @@ def run(study: Study) -> Section:
             "median |log10(measured / predicted)|": error,
             "sharpness at the start": trial.sharpness[0][1],
             "largest sharpness on the way": largest,
-            "sharpness x first step (2 is the edge)": step * largest,
+            "largest sharpness x step 1 / L (2 is the edge)": step * largest,
             "largest stable multiple of critical": stable,
             "smallest diverging multiple": broken,
             "curvature where the run ended": mode.curvature,
@@ -63,6 +73,24 @@ def run(study: Study) -> Section:
     )
 
 
+def _trial(study: Study, step: float, steps: int) -> tuple[Trial, float, float]:
+    """Return a run that ends below its start, the step it began with and the rise of the sharpness in all runs.
+
+    Where the sharpness rises so fast that the run is thrown off, it is begun again with the step divided
+    by that rise, at most `_RESTARTS` times.
+    """
+    used, rise = step, 1.0
+    trial = descend(study, used, steps, follow=True)
+    for _ in range(_RESTARTS):
+        thrown = trial.losses[-1] > trial.losses[0] or max(trial.losses) > _THROWN * trial.losses[0]
+        if not thrown or trial.rise <= RISE:
+            break
+        rise = max(rise, step / used * trial.rise)
+        used = step / rise
+        trial = descend(study, used, steps, follow=True)
+    return trial, used, max(rise, step / used * trial.rise)
+
+
 def _log_error(measured: list[float], predicted: np.ndarray) -> float:
     pairs = [
         (m, p) for m, p in zip(measured, predicted, strict=False) if math.isfinite(m) and m > 0 and p > 0
@@ -71,12 +99,14 @@ def _log_error(measured: list[float], predicted: np.ndarray) -> float:
 
 
 def _around_critical(study: Study, trial: Trial, steps: int) -> tuple[Mode, dict[float, Trial]]:
-    """Go on from the end of the trial, where the residual is small, at 0.9 and 1.1 of the critical step there."""
+    """Go on from the end of the trial, moved a little along the top mode, around the critical step there."""
     mode = top_mode(study, trial.model)
+    with torch.no_grad():
+        size = float(study.residual_of(study.evaluate(trial.model)).norm())
+    start = displaced(trial.model, mode, _PUSH * size)
     critical = 2.0 / mode.curvature
     return mode, {
-        factor: descend(study, factor * critical, steps, start=trial.model, mode=mode)
-        for factor in (0.9, 1.1)
+        factor: descend(study, factor * critical, steps, start=start, mode=mode) for factor in (0.9, 1.1)
     }
 
 
@@ -109,7 +139,7 @@ def _decide(study: Study, rise: float) -> None:
 
 
 def _sentence(
-    trial: Trial, predicted: float, error: float, edge: float, stable: float, broken: float | None
+    trial: Trial, predicted: float, error: float, rise: float, stable: float, broken: float | None
 ) -> str:
     follows = (
         f"the loss went from {trial.losses[0]:.3g} to {trial.losses[-1]:.3g} where {predicted:.3g} was predicted "
@@ -121,10 +151,10 @@ def _sentence(
         breaks = f"it diverges already at {broken:g} times the critical step"
     else:
         breaks = f"training breaks between {stable:g} and {broken:g} times the critical step"
-    if trial.rise > RISE:
+    if rise > RISE:
         return (
-            f"edge of stability; the sharpness rose {trial.rise:.2f}-fold, to {edge:.2f} of 2 at the first step "
-            f"size, so the step was lowered with it; {follows}; {breaks}"
+            f"edge of stability; the sharpness rose {rise:.2f}-fold over its start, so the step must be lowered by as "
+            f"much (the plan does); {follows}; {breaks}"
         )
     plain = "plain gradient descent is fine here" if error < 0.1 else "the prediction is an estimate here"
     return f"{plain}; {follows}; {breaks}"
@@ -162,14 +192,14 @@ def _mode_figure(mode: Mode, runs: dict[float, Trial]) -> Figure:
             marks.append(Mark(float(turn), "turning point"))
     return Figure(
         title="Energy of the residual in the top mode, below and above the critical step",
-        x_label="step after the trial run",
+        x_label="step",
         y_label="energy in the top mode",
         y_log=True,
         series=series,
         marks=marks,
-        caption=f"Started where the trial run ended; the curvature there is {mode.curvature:.3g}. Each step "
-        "multiplies the energy by (1 - step x curvature)^2: 0.64 below, 1.44 above, until a network turns back "
-        "(catapult) where the linearised model would diverge.",
+        caption=f"Started where the trial run ended, pushed a little along the mode; the curvature there is "
+        f"{mode.curvature:.3g}. Each step multiplies the energy by (1 - step x curvature)^2: 0.64 below and 1.44 "
+        "above, where the linearised model diverges and a network may turn back (catapult).",
     )
 
 
