@@ -42,6 +42,16 @@ def test_input_angles_keep_their_digits(theta):
     assert float(input_angles(x[:1], x[1:])[0, 0]) == pytest.approx(theta, abs=5e-16, rel=1e-12)
 
 
+def test_angles_within_a_tight_cluster_agree_with_extended_precision():
+    x = 1 + 1e-5 * normal(12, 30, name="cluster")
+    x[3] = x[2] + 1e-12 * normal(30, name="nudge")
+    u = x.numpy().astype(np.longdouble)
+    u = u / np.sqrt((u * u).sum(1, keepdims=True))
+    apart = np.sqrt(((u[:, None] - u[None, :]) ** 2).sum(-1))
+    wanted = (2 * np.arcsin(apart / 2)).astype(float)
+    assert input_angles(x).numpy() == pytest.approx(wanted, rel=1e-11, abs=3e-16)
+
+
 def test_input_angles_are_those_of_the_cosine_and_ignore_scale():
     x = normal(40, 7)
     x[5] = x[4] * 4

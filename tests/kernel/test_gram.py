@@ -130,12 +130,20 @@ def test_permutation_and_positive_semidefinite():
 
 def test_reductions():
     model, x = small()
-    assert relative(
-        tangent_kernel(model, x, outputs="trace", reduction="mean") * 3, tangent_kernel(model, x, outputs="trace")
-    ) < 1e-14
-    assert relative(
-        tangent_kernel(model, x, outputs="sum", reduction="mean") * 9, tangent_kernel(model, x, outputs="sum")
-    ) < 1e-14
+    assert (
+        relative(
+            tangent_kernel(model, x, outputs="trace", reduction="mean") * 3,
+            tangent_kernel(model, x, outputs="trace"),
+        )
+        < 1e-14
+    )
+    assert (
+        relative(
+            tangent_kernel(model, x, outputs="sum", reduction="mean") * 9,
+            tangent_kernel(model, x, outputs="sum"),
+        )
+        < 1e-14
+    )
     assert tangent_kernel(model, x).shape == (6, 3, 6, 3)
 
 
@@ -146,10 +154,16 @@ def test_parameters_selected_and_frozen():
     rest = tangent_kernel(model, x, params=lambda name: name.startswith("2"))
     assert relative(first + rest, tangent_kernel(model, x)) < 1e-10
     for bias_only in ("0.bias", "2.weight"):
-        assert relative(tangent_kernel(model, x, params=bias_only), jacobian_kernel(model, x, params=bias_only)) < 1e-10
+        assert (
+            relative(tangent_kernel(model, x, params=bias_only), jacobian_kernel(model, x, params=bias_only))
+            < 1e-10
+        )
     model[0].weight.requires_grad_(False)  # type: ignore[index]
     assert relative(tangent_kernel(model, x), jacobian_kernel(model, x)) < 1e-10
-    assert relative(tangent_kernel(model, x, params="0.weight"), jacobian_kernel(model, x, params="0.weight")) < 1e-10
+    assert (
+        relative(tangent_kernel(model, x, params="0.weight"), jacobian_kernel(model, x, params="0.weight"))
+        < 1e-10
+    )
     assert model[0].weight.requires_grad is False  # type: ignore[index]
 
 
@@ -228,7 +242,7 @@ def test_bad_input():
     model, x = small()
     broken = x.clone()
     broken[2, 1] = float("nan")
-    with pytest.raises(InputError, match="non-finite numbers in 1 of 6 samples .first: sample 2"):
+    with pytest.raises(InputError, match=r"non-finite numbers in 1 of 6 samples .first: sample 2"):
         tangent_kernel(model, broken)
     with pytest.raises(InputError, match="outputs=7, but the model has 3 outputs"):
         tangent_kernel(model, x, outputs=7)
@@ -248,7 +262,7 @@ def test_bad_input():
         tangent_kernel(nn.Sequential(model, nn.Flatten(0)), x)
     with torch.no_grad():
         model[0].weight[0, 0] = float("inf")  # type: ignore[index]
-    with pytest.raises(InputError, match="parameter '0.weight' holds 1 non-finite numbers"):
+    with pytest.raises(InputError, match=r"parameter '0.weight' holds 1 non-finite numbers"):
         tangent_kernel(model, x)
     huge = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     with torch.no_grad():

@@ -16,7 +16,11 @@ ACTIVATIONS = [nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, lambda: nn.ReLU(inplace=True)
 @st.composite
 def image_nets(draw) -> tuple[nn.Module, torch.Tensor]:
     """A stack of convolutions, norms and activations with a linear head, and inputs that fit it."""
-    channels, size, samples = draw(st.sampled_from([1, 2, 4])), draw(st.integers(4, 6)), draw(st.integers(1, 7))
+    channels, size, samples = (
+        draw(st.sampled_from([1, 2, 4])),
+        draw(st.integers(4, 6)),
+        draw(st.integers(1, 7)),
+    )
     layers: list[nn.Module] = []
     width = channels
     for _ in range(draw(st.integers(1, 3))):
@@ -24,7 +28,9 @@ def image_nets(draw) -> tuple[nn.Module, torch.Tensor]:
         out = groups * draw(st.integers(1, 3))
         stride, dilation = draw(st.sampled_from([(1, 1), (2, 1), (1, 2)]))
         bias = draw(st.booleans())
-        layers.append(nn.Conv2d(width, out, 3, stride, padding=2, dilation=dilation, groups=groups, bias=bias))
+        layers.append(
+            nn.Conv2d(width, out, 3, stride, padding=2, dilation=dilation, groups=groups, bias=bias)
+        )
         width = out
         norm = draw(st.sampled_from(["none", "batch", "group"]))
         if norm != "none":

@@ -209,7 +209,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     ),
     "conv reflect": (
         lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3, padding="same", padding_mode="reflect"), nn.Tanh(), nn.Flatten(), nn.Linear(48, 2)
+            nn.Conv2d(1, 3, 3, padding="same", padding_mode="reflect"),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(48, 2),
         ),
         lambda: normal(4, 1, 4, 4),
     ),
@@ -230,7 +233,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     ),
     "batchnorm2d": (
         lambda: nn.Sequential(
-            nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
+            nn.Conv2d(1, 3, 3),
+            nn.BatchNorm2d(3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(3, 2),
         ),
         lambda: normal(5, 1, 5, 5),
     ),

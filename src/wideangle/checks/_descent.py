@@ -99,7 +99,7 @@ def descend(
     steps: int,
     *,
     start: nn.Module | None = None,
-    follow: bool = False,
+    follow: int = 0,
     mode: Mode | None = None,
 ) -> Trial:
     """Return a full-batch run of a copy with a constant step, or one that follows the sharpness.
@@ -109,14 +109,13 @@ def descend(
         step: the step size; with `follow` it is divided by how far the sharpness has risen over its start.
         steps: how many.
         start: the model to copy; the study's own where left out.
-        follow: measure the sharpness on the way: after 0, 1, 2, 4, 8, ... steps, six times evenly, and at
-            the end.
+        follow: measure the sharpness about so many times on the way, more often at first; 0 leaves it out.
         mode: record the energy of the residual in this direction.
     """
     model = study.fresh() if start is None else copy.deepcopy(start)
     wanted = [p for p in model.parameters() if p.requires_grad]
     trial = Trial(model)
-    vector, looks = None, _looks(steps) if follow else set()
+    vector, looks = None, _looks(steps, follow)
     for t in track(range(steps + 1), "trial run"):
         z = study.evaluate(model)
         loss = study.loss_of(z)
@@ -139,10 +138,12 @@ def descend(
     return trial
 
 
-def _looks(steps: int) -> set[int]:
-    """Return when to measure the sharpness: often at first, where it moves fastest."""
-    early = {2**k for k in range(steps.bit_length()) if 2**k < steps / 6}
-    return {0, steps} | early | {round(k * steps / 6) for k in range(1, 6)}
+def _looks(steps: int, count: int) -> set[int]:
+    """Return when to measure the sharpness: at both ends, after 1, 2, 4, ... steps, and evenly later."""
+    if count < 3:
+        return {0, steps} if count else set()
+    even = {round(k * steps / (count // 2)) for k in range(count // 2 + 1)}
+    return even | {2**k for k in range(steps.bit_length()) if 2**k < 2 * steps / count}
 
 
 def _blown(trial: Trial) -> bool:

@@ -98,7 +98,10 @@ def _sentence(study: Study, spectrum: Spectrum, angle: float, inputs: float | No
     apart = ""
     if inputs is not None:
         word = "wider" if angle > inputs else "narrower"
-        apart = f"; the closest pair is {angle:.2g} degrees apart in gradients, {word} than the {inputs:.2g} of the inputs"
+        apart = (
+            f"; the closest pair is {angle:.2g} degrees apart in gradients, {word} than the {inputs:.2g} of the "
+            "inputs"
+        )
     return f"{kappa}{apart}"
 
 

@@ -19,7 +19,8 @@ _RESTARTS = 4
 _THROWN = 1.5
 _PUSH = 0.03  # of the residual's norm: small against what is left, large against rounding and other modes
 _FACTORS = (0.9, 1.1, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-_SECONDS = {"main": 9.0, "critical": 3.0, "breaking": 6.0}
+_SECONDS = {"main": 8.0, "sharpness": 8.0, "critical": 4.0, "breaking": 8.0}
+_LOOK = 40  # one look at the sharpness takes about ten products of two gradients, twice over
 
 
 def run(study: Study) -> Section:
@@ -27,7 +28,8 @@ def run(study: Study) -> Section:
     step = 1.0 / study.constants.smoothness
     seconds = step_seconds(study)
     length = study.steps or max(20, min(PATH_STEPS, int(_SECONDS["main"] / seconds)))
-    trial, used, rise = _trial(study, step, length)
+    looks = min(12, max(2, int(_SECONDS["sharpness"] / (_LOOK * seconds))))
+    trial, used, rise = _trial(study, step, length, looks)
     same = used == step and length <= PATH_STEPS
     predicted = (study.path if same else study.linearised(used, length)).losses[: length + 1]
     error = _log_error(trial.losses, predicted)
@@ -35,7 +37,7 @@ def run(study: Study) -> Section:
     short = max(10, min(_CRITICAL_STEPS, int(_SECONDS["critical"] / seconds / 2)))
     mode, around = _around_critical(study, trial, short)
     figures += [_mode_figure(mode, around), *_sharpness_figure(trial)]
-    table, stable, broken = _breaking(study, max(15, min(40, int(_SECONDS["breaking"] / seconds / 9))))
+    table, stable, broken = _breaking(study, _SECONDS["breaking"] / seconds)
     largest = max((value for _, value in trial.sharpness), default=0.0)
     _decide(study, rise)
     study.sentences["trial"] = _sentence(trial, float(predicted[-1]), error, rise, stable, broken)
@@ -73,21 +75,21 @@ def run(study: Study) -> Section:
     )
 
 
-def _trial(study: Study, step: float, steps: int) -> tuple[Trial, float, float]:
+def _trial(study: Study, step: float, steps: int, looks: int) -> tuple[Trial, float, float]:
     """Return a run that ends below its start, the step it began with and the rise of the sharpness in all runs.
 
     Where the sharpness rises so fast that the run is thrown off, it is begun again with the step divided
     by that rise, at most `_RESTARTS` times.
     """
     used, rise = step, 1.0
-    trial = descend(study, used, steps, follow=True)
+    trial = descend(study, used, steps, follow=looks)
     for _ in range(_RESTARTS):
         thrown = trial.losses[-1] > trial.losses[0] or max(trial.losses) > _THROWN * trial.losses[0]
         if not thrown or trial.rise <= RISE:
             break
         rise = max(rise, step / used * trial.rise)
         used = step / rise
-        trial = descend(study, used, steps, follow=True)
+        trial = descend(study, used, steps, follow=looks)
     return trial, used, max(rise, step / used * trial.rise)
 
 
@@ -110,11 +112,13 @@ def _around_critical(study: Study, trial: Trial, steps: int) -> tuple[Mode, dict
     }
 
 
-def _breaking(study: Study, steps: int) -> tuple[Table, float, float | None]:
+def _breaking(study: Study, afford: float) -> tuple[Table, float, float | None]:
     """Return the multiples of the critical step tried, the largest stable one and the first that diverged."""
+    factors = _FACTORS if afford > 15 * len(_FACTORS) else _FACTORS[1::2]
+    steps = max(10, min(40, int(afford / len(factors))))
     cells: list[list[object]] = []
     stable, broken = 0.0, None
-    for factor in _FACTORS:
+    for factor in factors:
         trial = descend(study, factor * study.constants.critical_step, steps)
         outcome = "diverged" if trial.diverged else "stable"
         cells.append([factor, max(trial.losses) / trial.losses[0], trial.losses[-1], outcome])

@@ -103,7 +103,7 @@ def label_alignment(
         2.0
 
     Reference: Marreddy & Liu 2026 (arXiv 2605.25275), label-NTK alignment (slope 2 in the paper; on
-    digits 1.2 at one hidden layer and 1.7 at four). Differs from the paper in using one kernel of all
+    digits 1.2 at one hidden layer and 1.8 at four). Differs from the paper in using one kernel of all
     samples where the paper averages over batches of 100.
     """
     return _alignment("labels", spectrum, y, bins, permutations, generator, centre, drop_top, below)

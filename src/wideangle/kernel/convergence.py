@@ -173,7 +173,7 @@ def loss_bound_trace(
 
     With constant="rigorous", C = max b_i / lambda_i, it holds for every t, residual and step. With
     "fitted", C = sum b / sum lambda, it starts at the true loss and follows its shape but is **not a
-    bound**: on digits (one hidden layer) the true loss is twice as large after 1,000 steps.
+    bound**: on digits (one hidden layer) the true loss can be twice as large after 1,000 steps.
 
     Args:
         spectrum: with its vectors.

@@ -70,7 +70,9 @@ def choose_methods(
         trace: whether only the sum over outputs is wanted.
         limit: bytes for the factors of all samples.
     """
-    methods = {c.name: _fewer_operations(c, layout, samples, outputs, trace) for c in layout.covers}
+    methods: dict[str, Method] = {
+        c.name: _fewer_operations(c, layout, samples, outputs, trace) for c in layout.covers
+    }
     if limit is None:
         return methods
     savings = []

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wideangle.training._recipe import Recipe
 from wideangle.errors import InputError
 from wideangle.files import write_atomically
 from wideangle.kernel._model import Batch
+from wideangle.training._recipe import Recipe
 
 __all__ = ["FORMAT", "check_free", "fingerprint", "read", "write"]
 

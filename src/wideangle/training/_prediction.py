@@ -7,9 +7,9 @@ import math
 import statistics
 from typing import Any
 
-from wideangle.training._recipe import Recipe
 from wideangle.document import Figure, Section, Series, Table
 from wideangle.plan import Decision, Plan
+from wideangle.training._recipe import Recipe
 
 __all__ = ["agreement", "deviations", "plan_section", "prediction_section", "run_section", "short"]
 

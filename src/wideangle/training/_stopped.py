@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from wideangle.training._loop import DivergedError, Run
 from wideangle.curvature.hessian import sharpness
 from wideangle.kernel._model import take
 from wideangle.taylor._push import pick_tensor
+from wideangle.training._loop import DivergedError, Run
 
 __all__ = ["explain", "how_to_resume"]
 

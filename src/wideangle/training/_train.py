@@ -13,11 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wideangle.training import _checkpoint
-from wideangle.training._loop import DivergedError, Interrupt, Run, log_spaced, private_randomness
-from wideangle.training._prediction import plan_section, prediction_section, run_section
-from wideangle.training._recipe import Recipe, make_recipe
-from wideangle.training._stopped import explain, how_to_resume
 from wideangle.document import Document
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, select_parameters, take
@@ -25,6 +20,11 @@ from wideangle.plan import Plan
 from wideangle.result import Provenance
 from wideangle.targets import prepare_targets
 from wideangle.taylor._push import pick_tensor
+from wideangle.training import _checkpoint
+from wideangle.training._loop import DivergedError, Interrupt, Run, log_spaced, private_randomness
+from wideangle.training._prediction import plan_section, prediction_section, run_section
+from wideangle.training._recipe import Recipe, make_recipe
+from wideangle.training._stopped import explain, how_to_resume
 
 __all__ = ["Training", "train"]
 
