@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -208,10 +209,8 @@ def _decode(value: Any) -> Any:
     name = str(head.get("type", ""))
     kind = _known_types().get(name)
     if kind is None and name.startswith("wideangle.") and ":" in name:
-        try:
+        with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name.partition(":")[0])
-        except ModuleNotFoundError:
-            pass
         kind = _known_types().get(name)
     if kind is None:
         raise InputError(f"the text holds an unknown kind of result, {name!r}; a newer wideangle may read it")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wideangle.errors import InputError
 from wideangle.kernel._factors import Factors, factors
-from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, call, logits, take
+from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, call, explained, logits, take
 from wideangle.kernel.function_space import LinearisedRun, linearised_descent
 from wideangle.kernel.spectrum import Spectrum, eigenpairs
 from wideangle.optim.constants import Constants, measure_constants
@@ -168,8 +168,10 @@ def open_study(
         raise InputError(f"the model ({type(model).__name__}) has no parameters to train")
     x, y = _joined(x, y, torch.device(device))
     copied = copy.deepcopy(model).to(device)
-    notes = _settle(copied, x)
-    with torch.no_grad():
+    x = _as_model(x, next(copied.parameters()).dtype)
+    with explained(x):
+        notes = _settle(copied, x)
+    with torch.no_grad(), explained(x):
         first = take(x, slice(0, 2))
         outputs = logits(
             call(copied, dict(copied.named_parameters()), first), output, batch_size(first)
@@ -195,6 +197,13 @@ def _joined(x: Any, y: Any, device: torch.device) -> tuple[Batch, Tensor]:
     if len(parts) != 1:
         raise InputError(f"x holds batches of {len(parts)} different shapes; pad them to one shape first")
     return parts[0], torch.as_tensor(y).to(device)
+
+
+def _as_model(x: Batch, dtype: torch.dtype) -> Batch:
+    """Give floating-point inputs the precision of the model."""
+    if isinstance(x, Tensor):
+        return x.to(dtype) if x.is_floating_point() else x
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in x.items()}
 
 
 def _settle(model: nn.Module, x: Batch) -> list[str]:

@@ -109,7 +109,8 @@ class _PerSample(Builder):
         if rule.gradient is not None:
             scale, shift = rule.gradient(cover.module, one.a, delta)
             return scale if cover.weight else None, shift if cover.bias else None
-        assert rule.cotangents is not None and patches is not None
+        assert rule.cotangents is not None
+        assert patches is not None
         g = rule.cotangents(cover.module, delta)
         weight = torch.einsum("gbto,gbti->bgoi", g, patches) if cover.weight else None
         bias = g.sum(2).transpose(0, 1) if cover.bias else None

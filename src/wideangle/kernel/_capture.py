@@ -20,7 +20,16 @@ from torch import Tensor, nn
 
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._builders import builder_for
-from wideangle.kernel._model import Batch, OutputPick, batch_size, call, logits, plain_attention, take
+from wideangle.kernel._model import (
+    Batch,
+    OutputPick,
+    batch_size,
+    call,
+    explained,
+    logits,
+    plain_attention,
+    take,
+)
 from wideangle.kernel.layers import Rule, rule_for
 
 __all__ = ["Call", "Cover", "Layout", "Reroute", "arrange", "run"]
@@ -166,7 +175,8 @@ def arrange(model: nn.Module, batch: Batch, output: OutputPick, chosen: list[str
     leaves_by_name = {
         name: p.detach().requires_grad_() if name in chosen else p.detach() for name, p in parameters.items()
     }
-    z, calls = run(layout, probe, leaves_by_name)
+    with explained(probe):
+        z, calls = run(layout, probe, leaves_by_name)
     if not bool(torch.isfinite(z).all()):
         raise NumericsError("the model returns non-finite numbers; scale its inputs or re-initialise it")
     _check_uncoupled(layout, probe, z)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wideangle.errors import InputError
+from wideangle.errors import InputError, WideangleError
 
 __all__ = [
     "Batch",
@@ -233,6 +233,22 @@ def plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def explained(batch: Batch) -> Iterator[None]:
+    """Turn what a model raises on a batch it cannot take into an InputError that shows the batch."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, WideangleError):
+            raise
+        named = batch if isinstance(batch, dict) else {"x": batch}
+        shown = ", ".join(f"{key} {tuple(value.shape)} {value.dtype}" for key, value in named.items())
+        text = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"the model cannot take this data ({shown}): {type(error).__name__}: {text}; reshape or convert x"
+        ) from error
 
 
 def call(model: nn.Module, parameters: dict[str, Tensor], batch: Batch) -> Any:

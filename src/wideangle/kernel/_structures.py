@@ -170,7 +170,7 @@ class Positions(Structure):
         return result
 
     def blocks(self, dtype: torch.dtype) -> Tensor:
-        groups, b, outputs, _, _ = self.g.shape
+        _, b, outputs, _, _ = self.g.shape
         result = torch.zeros(b, outputs, outputs, dtype=dtype, device=self.g.device)
         for i in range(b):
             one = type(self)(
