@@ -14,7 +14,6 @@ from wideangle.kernel import convergence
 from wideangle.kernel._curves import trace_curve
 from wideangle.kernel.convergence import (
     Prediction,
-    critical_step,
     generalization_bound,
     loss_bound_lambda_min,
     loss_bound_trace,
@@ -322,7 +321,7 @@ def test_labels_in_the_null_space_cannot_be_fitted():
         (lambda s: loss_bound_trace(s, [1.0, 1.0], 1.0, [1], constant="best"), "best"),
         (lambda s: predict(s, [1.0, 1.0], 1.0, [1], loss="hinge"), "hinge"),
         (lambda s: predict(s, [1.0, 1.0], 1.0, [1], target=-1.0), "-1"),
-        (lambda s: critical_step(s, c=-1.0), "c must be positive"),
+        (lambda s: loss_curve(s, [1.0, 1.0], 1.0, [0], c=-1.0), "c must be positive"),
         (lambda s: time_grid(-1), "-1"),
         (lambda s: power_law(s), "eight eigenvalues"),
         (lambda s: generalization_bound(s, torch.tensor([0, 7])), "one-hot"),

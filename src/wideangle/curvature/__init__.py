@@ -1,5 +1,6 @@
 """Curvature: the loss Hessian and its largest eigenvalue, distance from linearity, the model's audit."""
 
+from wideangle.curvature.ggn import ggn_blocks, ggn_product, ggn_top_eigenpair, output_root
 from wideangle.curvature.hessian import LossHessian, Sharpness, hessian_product, sharpness
 from wideangle.curvature.linearity import Audit, LinearityGap, audit, linearity_gap
 
@@ -9,7 +10,11 @@ __all__ = [
     "LossHessian",
     "Sharpness",
     "audit",
+    "ggn_blocks",
+    "ggn_product",
+    "ggn_top_eigenpair",
     "hessian_product",
     "linearity_gap",
+    "output_root",
     "sharpness",
 ]

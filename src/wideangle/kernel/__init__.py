@@ -1,9 +1,37 @@
-"""The tangent kernel: exact Gram matrices of any module, their spectrum, and what follows from it."""
+"""The tangent kernel: exact Gram matrices of any module, their spectrum, and what follows from it.
+
+`tangent_kernel` and `factors` measure a model. `spectrum`, `angles`, `alignment` and `convergence` read a
+kernel; `infinite` has the closed forms of infinitely wide nets; `jacobian_kernel` is the slow twin.
+"""
 
 from __future__ import annotations
 
+from wideangle.kernel import alignment, angles, convergence, infinite, spectrum
 from wideangle.kernel._factors import Factors, factors
+from wideangle.kernel.function_space import LinearisedRun, linearised_descent
 from wideangle.kernel.gram import tangent_kernel
+from wideangle.kernel.lanczos import TopEigenpairs, lanczos_eigenpairs, top_eigenpairs
 from wideangle.kernel.reference import jacobian, jacobian_kernel
+from wideangle.kernel.spectrum import Spectrum, condition_number, effective_rank, eigenpairs
 
-__all__ = ["Factors", "factors", "jacobian", "jacobian_kernel", "tangent_kernel"]
+__all__ = [
+    "Factors",
+    "LinearisedRun",
+    "Spectrum",
+    "TopEigenpairs",
+    "alignment",
+    "angles",
+    "condition_number",
+    "convergence",
+    "effective_rank",
+    "eigenpairs",
+    "factors",
+    "infinite",
+    "jacobian",
+    "jacobian_kernel",
+    "lanczos_eigenpairs",
+    "linearised_descent",
+    "spectrum",
+    "tangent_kernel",
+    "top_eigenpairs",
+]

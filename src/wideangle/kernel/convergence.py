@@ -35,7 +35,6 @@ from wideangle.result import Result
 __all__ = [
     "PowerLaw",
     "Prediction",
-    "critical_step",
     "generalization_bound",
     "loss_bound_lambda_min",
     "loss_bound_trace",
@@ -72,32 +71,6 @@ def residual_energies(spectrum: Spectrum, residual: Any) -> Array:
         [9.0, 1.0]
     """
     return (project(spectrum, residual) ** 2).sum(1)
-
-
-def critical_step(spectrum: Spectrum, c: float = 1.0) -> float:
-    """Return the step size above which gradient descent on the linearised model diverges.
-
-        2 / (c lambda_1)
-
-    Args:
-        spectrum: of the full kernel. (A trace kernel's lambda_1 is up to C times larger; that of
-            K_trace / C only stands in for it.)
-        c: constant of the loss, `losses.hessian_factor`.
-
-    Returns:
-        The critical step, inf for a kernel of zeros.
-
-    Raises:
-        InputError: c is not positive.
-
-    Example:
-        >>> from wideangle.kernel.spectrum import eigenpairs
-        >>> critical_step(eigenpairs(torch.diag(torch.tensor([4.0, 1.0]))))
-        0.5
-    """
-    check_positive(c=c)
-    top = float(spectrum.resolved[0])
-    return 2 / (c * top) if top > 0 else math.inf
 
 
 def loss_curve(spectrum: Spectrum, residual: Any, step: float, steps: Any, c: float = 1.0) -> Array:
@@ -351,13 +324,15 @@ def predict(
     goal = 0.01 * initial if target is None else float(target)
     if not goal >= 0:
         raise InputError(f"the target loss must be zero or more, got {target}")
+    top = float(spectrum.resolved[0])
+    critical = 2 / (c * top) if top > 0 else math.inf
     values = {name: curve.at(times).tolist() for name, curve in curves.items()}
     result = Prediction(
         loss=loss,
         c=c,
         step=float(step),
-        critical_step=critical_step(spectrum, c),
-        diverges=step > critical_step(spectrum, c),
+        critical_step=critical,
+        diverges=step > critical,
         turning_step=exact.turning_step(),
         initial_loss=initial,
         floor=exact.floor,
