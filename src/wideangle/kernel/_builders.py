@@ -7,15 +7,12 @@ side by side for a layer that does not keep them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from wideangle.kernel._cover import Call, Cover
 from wideangle.kernel._structures import Explicit, Lookup, Outer, Positions, Structure
-
-if TYPE_CHECKING:
-    from wideangle.kernel._capture import Call, Cover
 
 __all__ = ["Builder", "builder_for"]
 

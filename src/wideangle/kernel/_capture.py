@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._builders import builder_for
+from wideangle.kernel._cover import Call, Cover
 from wideangle.kernel._model import (
     Batch,
     OutputPick,
@@ -30,35 +31,11 @@ from wideangle.kernel._model import (
     plain_attention,
     take,
 )
-from wideangle.kernel.layers import Rule, rule_for
+from wideangle.kernel.layers import rule_for
 
-__all__ = ["Call", "Cover", "Layout", "Reroute", "arrange", "run"]
+__all__ = ["Layout", "Reroute", "arrange", "run"]
 
 _PROBE_SAMPLES = 4
-
-
-@dataclass
-class Call:
-    """One call of a layer: its input and the tensor whose gradient is that of the layer's output."""
-
-    a: Tensor
-    z: Tensor
-
-
-@dataclass(frozen=True)
-class Cover:
-    """A layer whose rule accounts for its parameters; a name is None where that parameter is left out."""
-
-    name: str
-    module: nn.Module
-    rule: Rule
-    weight: str | None
-    bias: str | None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parameters that are covered."""
-        return tuple(name for name in (self.weight, self.bias) if name is not None)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from wideangle.kernel._curves import (
     Constant,
     as_times,
     bound_constant,
-    check_positive,
     exact_curve,
     slowest_curve,
     time_grid,

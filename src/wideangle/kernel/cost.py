@@ -10,7 +10,8 @@ import torch
 from wideangle.errors import InputError
 
 if TYPE_CHECKING:
-    from wideangle.kernel._capture import Cover, Layout
+    from wideangle.kernel._capture import Layout
+    from wideangle.kernel._cover import Cover
 
 __all__ = ["choose_methods", "chunk_size", "free_memory", "memory_limit", "sample_bytes"]
 
