@@ -39,6 +39,11 @@ def test_says_when_it_did_not_converge():
         lanczos_eigenpairs(lambda v: values * v, 2000, tolerance=1e-12, max_products=12)
 
 
+def test_zero_operator_has_eigenvalue_zero():
+    found = lanczos_eigenpairs(lambda v: v * 0, 50, k=2)
+    assert found.values.tolist() == [0.0, 0.0]
+
+
 def test_bad_input():
     with pytest.raises(InputError, match="k=5 eigenpairs of an operator of size 3"):
         lanczos_eigenpairs(lambda v: v, 3, k=5)

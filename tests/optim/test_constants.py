@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from wideangle.errors import InputError
+from wideangle.errors import InputError, NumericsError
 from wideangle.kernel import factors, jacobian, tangent_kernel
 from wideangle.kernel.function_space import linearised_descent
 from wideangle.kernel.lanczos import top_eigenpairs
@@ -142,3 +142,9 @@ def test_recommendation():
         critical_step(0.0, samples=1, outputs=1)
     with pytest.raises(InputError, match="unknown squared loss 'sse'"):
         hessian_factor("sse", 1, 1)
+
+
+def test_a_saturated_softmax_is_a_typed_error():
+    model, x, _ = setting(3)
+    with pytest.raises(NumericsError, match="cross-entropy loss is 0: .* saturated"):
+        measure_constants(factors(model, x), model(x) * 1e9, "cross-entropy")

@@ -92,9 +92,7 @@ def _sentence(study: Study, spectrum: Spectrum, angle: float, inputs: float | No
             f"{_duplicates(study)})"
         )
     else:
-        kappa = (
-            f"condition number {spectrum.condition_number:,.0f}, effective rank {spectrum.effective_rank:.3g}"
-        )
+        kappa = f"condition number {_count(spectrum.condition_number)}, effective rank {spectrum.effective_rank:.3g}"
     apart = ""
     if inputs is not None:
         word = "wider" if angle > inputs else "narrower"
@@ -103,6 +101,10 @@ def _sentence(study: Study, spectrum: Spectrum, angle: float, inputs: float | No
             "inputs"
         )
     return f"{kappa}{apart}"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
 
 
 def _duplicates(study: Study) -> str:

@@ -50,7 +50,8 @@ def run(study: Study) -> Section:
     notes = [
         "The largest eigenvalue is that of the full kernel (nC x nC), by Lanczos on the factors. The trace "
         "kernel's is up to C times larger and would give a wrong step.",
-        "Batches no larger than the critical one gain in proportion to their size; larger ones hardly.",
+        "Batches no larger than the critical one gain in proportion to their size; larger ones hardly. That holds "
+        "where the model can fit every label: gradient noise then vanishes. Where it cannot, take larger batches.",
     ]
     tables = [
         Table(

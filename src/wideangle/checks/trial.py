@@ -17,6 +17,7 @@ __all__ = ["run"]
 _CRITICAL_STEPS = 45
 _RESTARTS = 4
 _THROWN = 1.5
+_FLOOR = 1e-6  # of the starting loss: below it, rounding is compared with rounding
 _PUSH = 0.03  # of the residual's norm: small against what is left, large against rounding and other modes
 _FACTORS = (0.9, 1.1, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 _SECONDS = {"main": 8.0, "sharpness": 8.0, "critical": 4.0, "breaking": 8.0}
@@ -95,7 +96,9 @@ def _trial(study: Study, step: float, steps: int, looks: int) -> tuple[Trial, fl
 
 def _log_error(measured: list[float], predicted: np.ndarray) -> float:
     pairs = [
-        (m, p) for m, p in zip(measured, predicted, strict=False) if math.isfinite(m) and m > 0 and p > 0
+        (m, p)
+        for m, p in zip(measured, predicted, strict=False)
+        if math.isfinite(m) and min(m, p) > _FLOOR * measured[0]
     ]
     return float(np.median([abs(math.log10(m / p)) for m, p in pairs])) if pairs else math.inf
 

@@ -96,6 +96,8 @@ def lanczos_eigenpairs(
             first = np.ravel(torch.as_tensor(start).detach().to("cpu", torch.float64).numpy())
             if first.size != size:
                 raise InputError(f"start has {first.size} entries, the operator has size {size}")
+        if not bool(apply(first).any()):
+            return TopEigenpairs(np.zeros(k), np.eye(size)[:, :k], np.zeros(k), count)
         operator = LinearOperator((size, size), matvec=apply, dtype=np.float64)  # type: ignore[call-arg]
         basis = min(size, max(2 * k + 8, 12))
         rounds = None if max_products is None else max(1, max_products // basis)

@@ -120,8 +120,8 @@ def measure_constants(factors: Factors, logits: Tensor, loss: str = "mse") -> Co
     hardest = float(torch.linalg.eigvalsh(blocks)[:, -1].max())
     if not (np.isfinite(value) and np.isfinite(hardest) and value > 0):
         raise NumericsError(
-            f"the curvature of the loss is {value:.3g}: the outputs do not react to the selected parameters; "
-            "check that they require gradients and that activations are not saturated"
+            f"the curvature of the {loss} loss is {value:.3g}: the outputs do not react to the selected parameters, or "
+            f"the loss is saturated (largest output {float(logits.detach().abs().max()):.3g}); scale the weights down"
         )
     return Constants(
         loss=loss,

@@ -13,6 +13,7 @@ from wideangle.training._recipe import Recipe
 
 __all__ = ["agreement", "deviations", "plan_section", "prediction_section", "run_section", "short"]
 
+FLOOR = 1e-6  # of the largest loss: below it, rounding is compared with rounding
 DECIDES = {
     "step_size": "step_size",
     "batch_size": "batch_size",
@@ -43,10 +44,11 @@ def deviations(plan: Plan, recipe: Recipe, samples: int) -> tuple[list[str], lis
 
 def agreement(plan: Plan, losses: dict[int, float]) -> tuple[float, int] | None:
     """Return the median |log10 (measured / predicted)| over the steps after 0 in both, and their number."""
+    floor = FLOOR * max(losses.values(), default=0.0)
     ratios = [
         abs(math.log10(losses[int(step)] / value))
         for step, value in plan.predicted_loss
-        if step > 0 and int(step) in losses and value > 0 and losses[int(step)] > 0
+        if step > 0 and int(step) in losses and min(value, losses[int(step)]) > floor
     ]
     return (statistics.median(ratios), len(ratios)) if ratios else None
 
