@@ -146,5 +146,5 @@ def test_recommendation():
 
 def test_a_saturated_softmax_is_a_typed_error():
     model, x, _ = setting(3)
-    with pytest.raises(NumericsError, match="cross-entropy loss is 0: .* saturated"):
+    with pytest.raises(NumericsError, match=r"cross-entropy loss is 0: .* saturated"):
         measure_constants(factors(model, x), model(x) * 1e9, "cross-entropy")

@@ -75,7 +75,6 @@ def _run(ctx: typer.Context, slug: str, size: str, outputs: _output.Outputs, see
         for name in ("holds", "not reproduced", "skipped")
     ]
     _output.heading(", ".join(f"{count} {name}" for name, count in counts))
-    _output.verdict(result)
     _output.files(outputs.write(result))
     return result
 
@@ -87,7 +86,7 @@ def _claim(claim: Any) -> None:
     rows = [
         ("paper", claim.paper),
         ("measured", claim.measured),
-        ("because", claim.detail),
-        ("seeds", claim.seeds),
+        ("note", claim.detail),
+        ("seeds", ", ".join(map(str, claim.seeds))),
     ]
     _output.pairs([(name, _numbers.show(value)) for name, value in rows if value is not None and str(value)])
