@@ -44,7 +44,7 @@ class Setting:
         """Return the number for this size."""
         return {"smoke": smoke, "cpu": cpu, "paper": paper}[self.size]
 
-    def load(self, name: str, n: int, split: str = "train") -> data.Dataset:
+    def load(self, name: str, n: int, split: Literal["train", "test"] = "train") -> data.Dataset:
         """Return n samples of a data set."""
         return data.load(name, split=split, n=n, root=self.data_root, seed=self.seed)
 
