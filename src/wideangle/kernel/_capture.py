@@ -26,6 +26,7 @@ from wideangle.kernel._model import (
     OutputPick,
     batch_size,
     call,
+    copied,
     explained,
     logits,
     plain_attention,
@@ -33,7 +34,7 @@ from wideangle.kernel._model import (
 )
 from wideangle.kernel.layers import rule_for
 
-__all__ = ["Layout", "Reroute", "arrange", "run"]
+__all__ = ["Layout", "Reroute", "agrees", "arrange", "fits", "gradient_of", "run"]
 
 _PROBE_SAMPLES = 4
 
@@ -102,8 +103,9 @@ def run(
     """Return the logits (b, C) with their graph, and the calls of every covered layer."""
     samples = batch_size(batch)
     state = layout.parameters if parameters is None else parameters
+    own = copied(batch)  # a model may change its input in place
     with torch.enable_grad(), plain_attention(), _recording(layout.covers) as calls:
-        z = logits(call(layout.model, state, batch), layout.output, samples)
+        z = logits(call(layout.model, state, own), layout.output, samples)
     return z, calls
 
 
@@ -162,9 +164,10 @@ def arrange(model: nn.Module, batch: Batch, output: OutputPick, chosen: list[str
     wanted = [leaves_by_name[name] for name in chosen]
     with torch.enable_grad():
         first, last = (z[0] * direction).sum(), (z[-1] * direction).sum()
-    gradients = torch.autograd.grad(first, leaves + wanted, allow_unused=True, retain_graph=True)
+    gradients = gradient_of(first, leaves + wanted)
     by_call = iter(gradients[: len(leaves)])
-    by_call_last = iter(torch.autograd.grad(last, leaves, allow_unused=True) if leaves else ())
+    by_call_last = iter(gradient_of(last, leaves))
+    _check_no_hidden_use(model, first)
     by_name = dict(zip(chosen, gradients[len(leaves) :], strict=True))
     kept, positions = [], {}
     for cover in covers:
@@ -188,6 +191,32 @@ def arrange(model: nn.Module, batch: Batch, output: OutputPick, chosen: list[str
     )
 
 
+def gradient_of(value: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a scalar, None where it does not depend on an input; the graph is kept."""
+    if not inputs or not value.requires_grad:
+        return (None,) * len(inputs)
+    return torch.autograd.grad(value, inputs, allow_unused=True, retain_graph=True)
+
+
+def _check_no_hidden_use(model: nn.Module, value: Tensor) -> None:
+    """Refuse a model that reaches a parameter by a way round its modules, where no copy can take its place."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, gradient in zip(named, gradient_of(value, list(named.values())), strict=True):
+        if gradient is not None:
+            raise InputError(
+                f"parameter {name!r} is also used through a reference that is no attribute of a module (a list or "
+                "a closure), which cannot be followed; store it as a module attribute or in a ParameterList"
+            )
+
+
+def agrees(predicted: Tensor, actual: Tensor | None, total: float) -> bool:
+    """True where a predicted gradient equals autograd's, up to rounding on the scale of all gradients."""
+    coarse = predicted.dtype in (torch.float16, torch.bfloat16)
+    tolerance = 0.1 if coarse else 1e-3 if predicted.dtype == torch.float32 else 1e-8
+    actual = torch.zeros_like(predicted) if actual is None else actual
+    return bool((predicted - actual).norm() <= tolerance * actual.norm() + tolerance * 1e-3 * total)
+
+
 def _only_row(deltas: Sequence[Tensor | None], row: int) -> bool:
     """True where the gradient of sample `row` is zero in all other rows: the first dimension is the sample."""
     for delta in deltas:
@@ -206,22 +235,17 @@ def _positions(cover: Cover, uses: list[Call]) -> int:
 
 def _check_uncoupled(layout: Layout, probe: Batch, z: Tensor) -> None:
     """Refuse a model whose output for a sample changes from call to call, or with its company."""
-    samples = batch_size(probe)
-    same = torch.arange(samples, device=z.device)
+    same = torch.arange(batch_size(probe), device=z.device)
     _check_same(layout, probe, z, same, "from one call to the next; it is random (switch dropout off)")
-    _check_same(
-        layout,
-        probe,
-        z[:1].expand_as(z),
-        torch.zeros_like(same),
-        "with the other samples of its batch; it is batch-coupled (BatchNorm: call model.eval())",
-    )
+    company = "with the other samples of its batch; it is batch-coupled (BatchNorm: call model.eval())"
+    for rows in (torch.zeros_like(same), same.flip(0)):
+        _check_same(layout, probe, z[rows], rows, company)
 
 
 def _check_same(layout: Layout, probe: Batch, expected: Tensor, rows: Tensor, reason: str) -> None:
-    with torch.no_grad(), plain_attention():
+    with torch.enable_grad(), plain_attention():  # a model may differentiate inside its forward pass
         raw = call(layout.model, layout.parameters, take(probe, rows))
-    again = logits(raw, layout.output, len(rows))
+    again = logits(raw, layout.output, len(rows)).detach()
     tolerance = 1e-3 if again.dtype != torch.float64 else 1e-8
     change = (again - expected.detach()).abs().max()
     if bool(change > tolerance * expected.detach().abs().max().clamp_min(1e-12)):
@@ -248,10 +272,8 @@ def _accounts_for(
     builder.add(0, deltas)
     structure = builder.finish()
     ones = torch.ones(1, samples, 1, dtype=uses[0].z.dtype, device=uses[0].z.device)
-    for name, predicted in zip(cover.names, structure.pull(ones), strict=True):
-        actual = gradients[name]
-        actual = torch.zeros_like(predicted[0]) if actual is None else actual
-        tolerance = 1e-3 if predicted.dtype != torch.float64 else 1e-8
-        if bool((predicted[0] - actual).norm() > tolerance * actual.norm() + 1e-30):
-            return False
-    return True
+    total = max((float(g.norm()) for g in gradients.values() if g is not None), default=0.0)
+    return all(
+        agrees(predicted[0], gradients[name], total)
+        for name, predicted in zip(cover.names, structure.pull(ones), strict=True)
+    )

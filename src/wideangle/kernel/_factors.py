@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -91,11 +92,12 @@ class Factors:
             InputError: the two factor sets differ in outputs or layers.
         """
         theirs = self if other is None else other
-        if theirs.outputs != self.outputs or theirs.layers != self.layers:
+        if theirs.layers != self.layers or not self._setting.fits(theirs._setting):
             raise InputError(
-                f"the two factor sets differ: {self.outputs} and {theirs.outputs} outputs, layers "
-                f"{self.layers} and {theirs.layers}"
+                f"the two factor sets do not belong together: {self.outputs} and {theirs.outputs} outputs, layers "
+                f"{self.layers} and {theirs.layers}; make both with the same model, outputs and params"
             )
+        _check_float(dtype)
         wide = (self.outputs,) if kind == "full" else ()
         result = torch.empty(
             self.samples, *wide, theirs.samples, *wide, dtype=dtype, device=self._setting.layout.device
@@ -168,7 +170,7 @@ class Factors:
 
     def push(self, u: dict[str, Tensor]) -> Tensor:
         """Return J u, shape (k, n, C), for u as `pull` returns it."""
-        k, dtype = next((t.shape[0], t.dtype) for t in u.values())
+        k, dtype = next(((t.shape[0], t.dtype) for t in u.values()), (1, self.dtype))
         parts = []
         for chunk in self._chunks:
             part = torch.zeros(k, chunk.samples, self.outputs, dtype=dtype, device=self.device)
@@ -184,14 +186,24 @@ class Factors:
         Cost: two passes over the factors, about 4 n sum(K O) multiply-adds for each column.
         """
         n, outputs = self.samples, self.outputs
+        v = torch.as_tensor(v, device=self.device)
+        if not v.is_floating_point():
+            v = v.to(self.dtype)
         if v.shape not in {(n * outputs,), (n, outputs)} and (v.dim() != 2 or v.shape[0] != n * outputs):
             raise InputError(
                 f"cannot multiply a kernel of {n} samples and {outputs} outputs with shape "
                 f"{tuple(v.shape)}; give ({n * outputs},), ({n}, {outputs}) or ({n * outputs}, k)"
             )
         columns = v.reshape(n * outputs, -1).T.reshape(-1, n, outputs)
-        product = self.push(self.pull(columns.contiguous()))
+        if not columns.shape[0]:
+            return v.clone()
+        product = self.push(self.pull(columns.contiguous())).expand(len(columns), n, outputs)
         return product.reshape(-1, n * outputs).T.reshape(v.shape)
+
+
+def _check_float(dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point:
+        raise InputError(f"dtype is {dtype}; sums over parameters need a floating-point type")
 
 
 def _mirror(tile: Tensor) -> Tensor:
@@ -210,11 +222,14 @@ def collect(setting: Setting, items: list[Batch]) -> Factors:
     """Return the factors of some batches, chunk by chunk."""
     chunks = []
     for item in items:
-        for start in range(0, batch_size(item), setting.chunk):
-            chunks.append(collect_chunk(setting, take(item, slice(start, start + setting.chunk))))
+        size = batch_size(item)
+        count = -(-size // setting.chunk)
+        edges = [size * k // count for k in range(count + 1)]  # even: no chunk of a single left-over sample
+        chunks += [collect_chunk(setting, take(item, slice(a, b))) for a, b in pairwise(edges)]
     return Factors(setting, chunks)
 
 
+@torch.inference_mode(False)
 def factors(
     model: nn.Module,
     x: Any,

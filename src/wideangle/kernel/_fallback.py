@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wideangle.kernel._capture import Layout
-from wideangle.kernel._model import Batch, batch_size, call, logits, plain_attention, take
+from wideangle.kernel._model import Batch, batch_size, call, copied, logits, plain_attention, take
 from wideangle.kernel._structures import Explicit
 
 __all__ = ["fallback_structure"]
@@ -21,7 +21,7 @@ def fallback_structure(layout: Layout, batch: Batch, cotangents: Tensor) -> Expl
     samples, rows = batch_size(batch), len(cotangents)
     each = 3 * rows * (width * layout.dtype.itemsize + layout.activation_bytes)
     step = max(1, min(samples, _WORK_BYTES // max(each, 1)))
-    parts = []
+    batch, parts = copied(batch), []
     for start in range(0, samples, step):
         piece = take(batch, slice(start, min(start + step, samples)))
         try:
@@ -47,7 +47,7 @@ def _vectorised(layout: Layout, batch: Batch, cotangents: Tensor) -> Tensor:
         else:
             single = sample.unsqueeze(0)
         z = logits(call(layout.model, {**others, **parameters}, single), layout.output, 1)[0]
-        return cotangents @ z
+        return cotangents.to(z.dtype) @ z
 
     with plain_attention():
         jacobians = torch.func.vmap(torch.func.jacrev(one), in_dims=(None, 0))(mine, batch)
@@ -59,7 +59,8 @@ def _one_by_one(layout: Layout, batch: Batch, cotangents: Tensor) -> Tensor:
     leaves = {name: parameter.detach().requires_grad_() for name, parameter in mine.items()}
     samples = batch_size(batch)
     with torch.enable_grad(), plain_attention():
-        z = logits(call(layout.model, {**others, **leaves}, batch), layout.output, samples) @ cotangents.T
+        z = logits(call(layout.model, {**others, **leaves}, batch), layout.output, samples)
+        z = z @ cotangents.to(z.dtype).T
     rows = []
     for value in z.flatten():
         parts = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, allow_unused=True)

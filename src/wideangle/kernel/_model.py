@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from wideangle.errors import InputError, WideangleError
 
@@ -17,6 +19,8 @@ __all__ = [
     "batch_size",
     "batches",
     "check_model",
+    "copied",
+    "explained",
     "logits",
     "select_parameters",
     "take",
@@ -45,13 +49,27 @@ def take(batch: Batch, rows: slice | Tensor) -> Batch:
     return {key: value[rows] for key, value in batch.items()}
 
 
+def copied(batch: Batch) -> Batch:
+    """Return a copy of a batch, detached from any graph."""
+    if isinstance(batch, Tensor):
+        return batch.detach().clone()
+    return {key: value.detach().clone() for key, value in batch.items()}
+
+
 def _as_batch(item: Any) -> Batch:
     if isinstance(item, (tuple, list)) and item:
         item = item[0]
     if isinstance(item, Tensor):
         return item
     if isinstance(item, Mapping):
-        return {str(key): value for key, value in item.items() if isinstance(value, Tensor)}
+        kept = {str(key): value for key, value in item.items() if value is not None}
+        for key, value in kept.items():
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"the dict batch holds {key!r}, a {type(value).__name__}; only tensors with one row a sample "
+                    "can be passed (fix other arguments in a wrapper around the model)"
+                )
+        return kept
     raise InputError(
         f"cannot use a {type(item).__name__} as a batch; give a tensor, a dict of tensors, or an iterable "
         "of those or of (x, y) pairs"
@@ -120,6 +138,7 @@ def check_model(model: nn.Module) -> None:
         InputError: train-mode BatchNorm or dropout, non-finite or integer weights, uninitialised layers.
     """
     for name, module in model.named_modules():
+        _check_layer(name, module)
         if not module.training:
             continue
         kind = type(module).__name__
@@ -141,12 +160,36 @@ def check_model(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(f"parameter {name!r} is not initialised yet; run one forward pass first")
+        if parameter.is_complex():
+            raise InputError(
+                f"parameter {name!r} is complex; the kernel of complex weights is not defined here"
+            )
         if not bool(torch.isfinite(parameter).all()):
             count = int((~torch.isfinite(parameter)).sum())
             raise InputError(
                 f"parameter {name!r} holds {count} non-finite numbers of {parameter.numel()}; reload or "
                 "re-initialise the model"
             )
+
+
+def _check_layer(name: str, module: nn.Module) -> None:
+    """Refuse layers whose own rules for gradients or statistics leave no tangent kernel."""
+    kind = type(module).__name__
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        if module.max_norm is not None:
+            raise InputError(
+                f"layer {name!r} ({kind}) changes its own weights in the forward pass (max_norm); set max_norm=None"
+            )
+        if module.scale_grad_by_freq:
+            raise InputError(
+                f"layer {name!r} ({kind}) scales its gradient by token counts of the batch (scale_grad_by_freq), "
+                "which is no derivative; set scale_grad_by_freq=False"
+            )
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+        raise InputError(
+            f"layer {name!r} ({kind}) has no running statistics, so each sample's output depends on its batch in "
+            "any mode; use track_running_stats=True"
+        )
 
 
 def select_parameters(model: nn.Module, params: Any) -> list[str]:
@@ -161,19 +204,29 @@ def select_parameters(model: nn.Module, params: Any) -> list[str]:
         InputError: nothing is selected, or a name matches no parameter.
     """
     named = dict(model.named_parameters())
+    canonical = {id(parameter): name for name, parameter in named.items()}
+    every = {  # all names a parameter goes by, tied ones included
+        name: canonical[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
     if params is None:
         chosen = [name for name, parameter in named.items() if parameter.requires_grad]
     elif callable(params):
-        chosen = [name for name in named if params(name)]
+        picked = {every[name] for name in every if params(name)}
+        chosen = [name for name in named if name in picked]
     else:
+        if not isinstance(params, (str, list, tuple, set, frozenset)):
+            raise InputError(
+                f"params is a {type(params).__name__}; give a name, several names or a predicate"
+            )
         wanted = [params] if isinstance(params, str) else list(params)
         for want in wanted:
-            if not any(name == want or name.startswith(f"{want}.") for name in named):
+            if not any(name == want or name.startswith(f"{want}.") for name in every):
                 shown = ", ".join(list(named)[:8])
                 raise InputError(
                     f"no parameter is called {want!r}; the model has {shown}{' ...' * (len(named) > 8)}"
                 )
-        chosen = [n for n in named if any(n == want or n.startswith(f"{want}.") for want in wanted)]
+        picked = {every[n] for n in every if any(n == want or n.startswith(f"{want}.") for want in wanted)}
+        chosen = [name for name in named if name in picked]
     if not chosen:
         raise InputError(
             f"no parameter is selected: the model has {len(named)}, none of them chosen or requiring a "
@@ -225,14 +278,36 @@ def _pick(raw: Any, output: OutputPick) -> Any:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Run attention by its plain formula: no fused path that skips sub-modules or lacks a derivative."""
+    """Run attention by its plain formula, and checkpointed blocks directly.
+
+    The fused paths of attention skip sub-modules or lack a derivative. A checkpointed block is computed again
+    in the backward pass, when hooks and replaced weights are gone.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        with (
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            mock.patch.object(checkpoint, "_checkpoint_without_reentrant_generator", _once),
+            mock.patch.object(checkpoint, "CheckpointFunction", _Direct),
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _once(*args: Any, **options: Any) -> Iterator[None]:
+    """Stand in for what wraps a checkpointed block: nothing before it, nothing after it."""
+    yield
+
+
+class _Direct:
+    """Stands in for the checkpoint that recomputes: the block is called as it is."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        """Return the block's output."""
+        return function(*args)
 
 
 @contextmanager
@@ -252,9 +327,22 @@ def explained(batch: Batch) -> Iterator[None]:
 
 
 def call(model: nn.Module, parameters: dict[str, Tensor], batch: Batch) -> Any:
-    """Return the model's raw output with the given parameters, buffers and modules left as they are."""
-    state: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    state.update(parameters)
+    """Return the model's raw output with the given parameters; parameters, buffers and modules are left alone.
+
+    Every module is given its tensors once, however many names it is registered under; a parameter shared
+    by several modules is given to each of them.
+    """
+    state: dict[str, Tensor] = {}
+    given = {id(parameter): parameters.get(name, parameter) for name, parameter in model.named_parameters()}
+    copies: dict[int, Tensor] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        for local, parameter in module._parameters.items():
+            if parameter is not None:
+                state[prefix + local] = given[id(parameter)]
+        for local, buffer in module._buffers.items():
+            if buffer is not None:
+                state[prefix + local] = copies.setdefault(id(buffer), buffer.clone())
     if isinstance(batch, dict):
-        return torch.func.functional_call(model, state, (), batch)
-    return torch.func.functional_call(model, state, (batch,))
+        return torch.func.functional_call(model, state, (), batch, tie_weights=False)
+    return torch.func.functional_call(model, state, (batch,), tie_weights=False)

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._builders import builder_for
-from wideangle.kernel._capture import Layout, Reroute, arrange, fits, run
+from wideangle.kernel._capture import Layout, Reroute, agrees, arrange, fits, gradient_of, run
+from wideangle.kernel._cover import Call
 from wideangle.kernel._fallback import fallback_structure
-from wideangle.kernel._model import Batch, OutputPick, batch_size, check_model, select_parameters
+from wideangle.kernel._model import Batch, OutputPick, batch_size, check_model, explained, select_parameters
 from wideangle.kernel._structures import Structure
 from wideangle.kernel.cost import Method, choose_methods, chunk_size
+from wideangle.seeds import generator
 
 __all__ = [
     "Chunk",
@@ -44,6 +46,15 @@ class Setting:
     def outputs(self) -> int:
         """How many combinations of logits are differentiated."""
         return len(self.cotangents)
+
+    def fits(self, other: Setting) -> bool:
+        """True where factors of both can be multiplied: the same parameters, shapes and outputs."""
+        mine, theirs = (
+            [(n, s.layout.shape(n)) for c in s.layout.covers for n in c.names]
+            + [(n, s.layout.shape(n)) for n in s.layout.fallback]
+            for s in (self, other)
+        )
+        return mine == theirs and torch.equal(self.cotangents, other.cotangents)
 
 
 @dataclass(frozen=True)
@@ -102,39 +113,75 @@ def collect_chunk(setting: Setting, batch: Batch) -> Chunk:
     samples = batch_size(batch)
     structures: dict[str, Structure | None] = {}
     if layout.covers:
-        z, calls = run(layout, batch)
-        if not bool(torch.isfinite(z).all()):
-            raise NumericsError("the model returns non-finite numbers for some samples; scale its inputs")
-        astray = [n for c in layout.covers if not fits(c, calls[c.name], samples) for n in c.names]
-        if astray:
-            raise Reroute(tuple(astray))
-        builders = {
-            c.name: builder_for(
-                c,
-                tuple(layout.shape(n) for n in c.names),
-                calls[c.name],
-                samples,
-                len(rows),
-                explicit=setting.methods[c.name] == "per-sample",
-            )
-            for c in layout.covers
-            if calls[c.name]
-        }
-        leaves = [one.z for name in builders for one in calls[name]]
-        for r, cotangent in enumerate(rows):
-            last = r == len(rows) - 1
-            deltas = iter(
-                torch.autograd.grad(
-                    z, leaves, cotangent.expand_as(z), retain_graph=not last, allow_unused=True
-                )
-            )
-            for name, builder in builders.items():
-                builder.add(r, [next(deltas) for _ in calls[name]])
-        structures = {c.name: None for c in layout.covers}
-        structures.update({name: builder.finish() for name, builder in builders.items()})
+        structures = _covered(setting, batch, samples)
     if layout.fallback:
         structures["(other)"] = fallback_structure(layout, batch, rows)
     return Chunk(samples, structures)
+
+
+def _covered(setting: Setting, batch: Batch, samples: int) -> dict[str, Structure | None]:
+    """Return the structures of the covered layers, checked against autograd on this very chunk."""
+    layout = setting.layout
+    mine = {name for cover in layout.covers for name in cover.names}
+    given = {n: p.detach().requires_grad_() if n in mine else p for n, p in layout.parameters.items()}
+    with explained(batch):
+        z, calls = run(layout, batch, given)
+    if not bool(torch.isfinite(z).all()):
+        raise NumericsError("the model returns non-finite numbers for some samples; scale its inputs")
+    astray = [n for c in layout.covers if not fits(c, calls[c.name], samples) for n in c.names]
+    if astray:
+        raise Reroute(tuple(astray))
+    rows = setting.cotangents.to(z.dtype)
+    weights = torch.randn(samples, len(rows), generator=generator(0, "factors", "check")).to(z)
+    with torch.enable_grad():
+        checked = (z * (weights @ rows)).sum()
+    names = sorted(mine)
+    expected = dict(zip(names, gradient_of(checked, [given[name] for name in names]), strict=True))
+    structures = _structures(setting, z, rows, calls, samples)
+    total = max((float(g.norm()) for g in expected.values() if g is not None), default=0.0)
+    for cover in layout.covers:
+        structure = structures[cover.name]
+        if structure is None:
+            wrong = any(expected[name] is not None for name in cover.names)
+        else:
+            predicted = structure.pull(weights[None])
+            wrong = not all(
+                agrees(p[0], expected[name], total) for name, p in zip(cover.names, predicted, strict=True)
+            )
+        if wrong:
+            astray += cover.names
+    if astray:
+        raise Reroute(tuple(astray))
+    return structures
+
+
+def _structures(
+    setting: Setting, z: Tensor, rows: Tensor, calls: dict[str, list[Call]], samples: int
+) -> dict[str, Structure | None]:
+    """Return what every covered layer contributes: one backward pass for each row of cotangents."""
+    layout = setting.layout
+    builders = {
+        c.name: builder_for(
+            c,
+            tuple(layout.shape(n) for n in c.names),
+            calls[c.name],
+            samples,
+            len(rows),
+            explicit=setting.methods[c.name] == "per-sample",
+        )
+        for c in layout.covers
+        if calls[c.name]
+    }
+    leaves = [one.z for name in builders for one in calls[name]]
+    for r, row in enumerate(rows):
+        with torch.enable_grad():
+            value = (z * row).sum()
+        deltas = iter(gradient_of(value, leaves))
+        for name, builder in builders.items():
+            builder.add(r, [next(deltas) for _ in calls[name]])
+    structures: dict[str, Structure | None] = {c.name: None for c in layout.covers}
+    structures.update({name: builder.finish() for name, builder in builders.items()})
+    return structures
 
 
 def with_reroutes(work: Callable[[tuple[str, ...]], Any]) -> Any:

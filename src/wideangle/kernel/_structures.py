@@ -80,7 +80,7 @@ class Outer(Structure):
         return Positions(self.names, self.shapes, a, g, self.weight, self.bias)
 
     def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
-        if isinstance(other, Positions):
+        if isinstance(other, (Positions, Explicit)):
             return self.spread().tile(other, kind, dtype)
         assert isinstance(other, Outer)
         similarity = self._similarity(other, dtype)
@@ -142,6 +142,8 @@ class Positions(Structure):
         return gram.add_(1.0) if self.bias else gram
 
     def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
+        if isinstance(other, Explicit):
+            return self.explicit().tile(other, kind, dtype)
         if isinstance(other, Outer):
             other = other.spread()
         assert isinstance(other, Positions)
@@ -199,6 +201,15 @@ class Positions(Structure):
         h = torch.as_tensor(h).expand(u[0].shape[0], *self.g[:, :, 0].shape)
         return torch.einsum("kgbto,gbcto->kbc", h, self.g.to(u[0].dtype))
 
+    def explicit(self) -> Explicit:
+        """Return the same contribution as per-sample gradients."""
+        parts = []
+        if self.weight:
+            parts.append(torch.einsum("gbcto,gbti->bcgoi", self.g, self.a).flatten(2))
+        if self.bias:
+            parts.append(self.g.sum(3).permute(1, 2, 0, 3).flatten(2))
+        return Explicit(self.names, self.shapes, torch.cat(parts, dim=2))
+
     def _scatter(self, h: Tensor) -> Tensor:
         return torch.einsum("kgbto,gbti->kgoi", h, self.a.to(h.dtype))
 
@@ -213,6 +224,33 @@ class Lookup(Positions):
 
     K[i,c,j,d] = sum_{t,s} [tok_it = tok_js] (G_ict . G_jds); `a` holds the tokens, -1 for padding
     """
+
+    def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
+        assert isinstance(other, Lookup)
+        known = torch.unique(self.a[self.a >= 0])
+        b, outputs, positions, width = self.g.shape[1:]
+        if len(known) >= positions * other.g.shape[3]:
+            return super().tile(other, kind, dtype)
+        # fewer tokens than pairs of positions: per-sample gradients of the rows used, some rows at a time
+        shape = (b, outputs, other.g.shape[1], outputs) if kind == "full" else (b, other.g.shape[1])
+        result = torch.zeros(shape, dtype=dtype, device=self.g.device)
+        each = (b + other.g.shape[1]) * outputs * width * dtype.itemsize
+        step = max(1, _TEMPORARY_BYTES // each)
+        for start in range(0, len(known), step):
+            some = known[start : start + step]
+            mine, theirs = (Explicit(one.names, one.shapes, one.rows(some, dtype)) for one in (self, other))
+            result += mine.tile(theirs, kind, dtype)
+        return result
+
+    def rows(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the per-sample gradients of some rows of the table, (b, C, tokens * width); tokens sorted."""
+        b, outputs, positions, width = self.g.shape[1:]
+        flat = self.a[0, :, :, 0]
+        place = torch.searchsorted(tokens, flat.contiguous()).clamp_max(len(tokens) - 1)
+        hit = (tokens[place] == flat)[:, None, :, None].to(dtype)
+        table = torch.zeros(b, outputs, len(tokens), width, dtype=dtype, device=self.g.device)
+        index = place[:, None, :, None].expand(b, outputs, positions, width)
+        return table.scatter_add_(2, index, self.g[0].to(dtype) * hit).flatten(2)
 
     def _similarity(self, group: int, rows: slice, other: Positions, dtype: torch.dtype) -> Tensor:
         mine, theirs = self.a[group, rows, :, 0], other.a[group, :, :, 0]
@@ -247,6 +285,10 @@ class Explicit(Structure):
         return self.j.nbytes
 
     def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
+        if isinstance(other, Outer):
+            other = other.spread()
+        if isinstance(other, Positions):
+            other = other.explicit()
         assert isinstance(other, Explicit)
         mine, theirs = self.j.to(dtype), other.j.to(dtype)
         if kind == "trace":

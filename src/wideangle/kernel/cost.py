@@ -41,17 +41,19 @@ def memory_limit(max_memory: int | float | None, device: torch.device) -> int:
     """
     if max_memory is None:
         return free_memory(device) // 4
-    if max_memory <= 0:
-        raise InputError(f"max_memory is {max_memory} bytes; it must be positive")
+    if isinstance(max_memory, (str, bool)) or not 0 < max_memory < float("inf"):
+        raise InputError(f"max_memory is {max_memory!r}; give a positive number of bytes, such as 2 * 10**9")
     return int(max_memory)
 
 
 def _sizes(cover: Cover) -> tuple[int, int, int]:
     """Return groups, fan-in K and fan-out O (per group) of a layer."""
     groups = int(getattr(cover.module, "groups", 1))
-    weight = cover.module.weight
-    assert isinstance(weight, torch.Tensor)
-    return groups, weight[0].numel(), weight.shape[0] // groups
+    weight, bias = cover.module._parameters.get("weight"), cover.module._parameters.get("bias")
+    if weight is not None:
+        return groups, weight[0].numel(), weight.shape[0] // groups
+    assert bias is not None
+    return groups, 0, bias.shape[0] // groups
 
 
 def choose_methods(

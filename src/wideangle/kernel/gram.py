@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wideangle.errors import InputError
+from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._factors import Factors, collect
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, take
 from wideangle.kernel._pass import Outputs, Setting, device_of, prepare, with_reroutes
@@ -17,6 +17,7 @@ from wideangle.kernel.cost import memory_limit, sample_bytes
 __all__ = ["tangent_kernel"]
 
 
+@torch.inference_mode(False)
 def tangent_kernel(
     model: nn.Module,
     x1: Any,
@@ -74,6 +75,8 @@ def tangent_kernel(
         raise InputError(f"reduction is {reduction!r}; choose 'sum' or 'mean'")
     if reduction == "mean" and outputs not in ("trace", "sum"):
         raise InputError(f"reduction='mean' goes with outputs='trace' or 'sum', not with {outputs!r}")
+    if not dtype.is_floating_point:
+        raise InputError(f"dtype is {dtype}; sums over parameters need a floating-point type")
     device = device_of(model)
     first = batches(x1, device)
     second = None if x2 is None else batches(x2, device)
@@ -103,6 +106,10 @@ def tangent_kernel(
         return _fill(setting, first, second, kind, dtype, limit - size), setting.layout.outputs
 
     kernel, count = with_reroutes(work)
+    if not bool(torch.isfinite(kernel).all()):
+        raise NumericsError(
+            f"the kernel overflows {dtype}: gradients are too large; scale the inputs or weights"
+        )
     if outputs not in ("full", "trace"):
         kernel = kernel[:, 0, :, 0]
     if reduction == "mean":
@@ -127,8 +134,9 @@ def _fill(
     block = max(setting.chunk, int(spare // (4 * each)))
     rows = _blocks(first, block)
     columns = rows if second is None else _blocks(second, block)
-    if len(rows) == 1 and second is None:
-        return collect(setting, first).gram(kind=kind, dtype=dtype)
+    if (_count(first) + _count(second or [])) * each <= spare // 2:
+        theirs = None if second is None else collect(setting, second)
+        return collect(setting, first).gram(theirs, kind=kind, dtype=dtype)
     wide = (setting.outputs,) if kind == "full" else ()
     shape = (_count(first), *wide, _count(second or first), *wide)
     result = torch.empty(shape, dtype=dtype, device=setting.layout.device)
@@ -139,8 +147,8 @@ def _fill(
         left = 0
         for j, column in enumerate(columns if second is not None else columns[: i + 1]):
             same = second is None and i == j
-            theirs: Factors | None = None if same else collect(setting, [column])
-            tile = mine.gram(theirs, kind=kind, dtype=dtype)
+            other: Factors | None = None if same else collect(setting, [column])
+            tile = mine.gram(other, kind=kind, dtype=dtype)
             width = batch_size(column)
             result[top : top + batch_size(row)].narrow(axis, left, width).copy_(tile)
             if second is None and not same:

@@ -117,6 +117,8 @@ def lanczos_eigenpairs(
                 "raise the tolerance or max_products"
             ) from error
         values, vectors = values[::-1], vectors[:, ::-1]
+        if k > 1:
+            values, vectors = _with_multiplicities(apply, values, vectors, tolerance)
     images = np.stack([apply(column) for column in vectors.T], axis=1)
     residuals = np.linalg.norm(images - vectors * values, axis=0)
     scale = max(float(np.abs(values).max()), 1e-300)
@@ -127,6 +129,40 @@ def lanczos_eigenpairs(
             "products; use float64 or raise the tolerance"
         )
     return TopEigenpairs(values.copy(), vectors.copy(), residuals, count)
+
+
+def _with_multiplicities(
+    apply: Callable[[np.ndarray], np.ndarray], values: np.ndarray, vectors: np.ndarray, tolerance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs with copies of multiple eigenvalues that one Krylov space cannot see.
+
+    What is found is moved out of the way (deflated), and a search from another start must find nothing
+    above the smallest value kept; what it does find takes its place.
+    """
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    size, k = vectors.shape
+    draws = np.random.default_rng(1)
+    for _ in range(2 * k):
+        basis = vectors
+
+        def deflated(v: np.ndarray, basis: np.ndarray = basis) -> np.ndarray:
+            inside = basis.T @ v
+            image = apply(v - basis @ inside)
+            return image - basis @ (basis.T @ image)
+
+        operator = LinearOperator((size, size), matvec=deflated, dtype=np.float64)  # type: ignore[call-arg]
+        start = draws.standard_normal(size)
+        start -= basis @ (basis.T @ start)
+        value, vector = eigsh(operator, k=1, which="LA", v0=start, ncv=min(size, 20), tol=tolerance / 4)  # type: ignore[arg-type]
+        if value[0] <= values[-1] * (1 + tolerance) + 1e-300:
+            break
+        vector = vector[:, 0] - basis @ (basis.T @ vector[:, 0])
+        vector /= np.linalg.norm(vector)
+        values, vectors = np.append(values, value[0]), np.column_stack([vectors, vector])
+        order = np.argsort(-values)[:k]
+        values, vectors = values[order], vectors[:, order]
+    return values, vectors
 
 
 def top_eigenpairs(factors: Factors, k: int = 1, *, tolerance: float = 1e-4) -> TopEigenpairs:

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from wideangle.errors import InputError
-
 __all__ = ["Rule", "rule_for"]
 
 
@@ -62,11 +60,6 @@ def _conv_cotangents(module: nn.Module, dz: Tensor) -> Tensor:
 
 def _embedding_positions(module: nn.Module, tokens: Tensor) -> Tensor:
     assert isinstance(module, nn.Embedding)
-    if module.max_norm is not None:
-        raise InputError(
-            "an Embedding with max_norm changes its own weights in the forward pass, so it has no tangent "
-            "kernel; set max_norm=None"
-        )
     flat = tokens.reshape(1, tokens.shape[0], -1, 1)
     if module.padding_idx is not None:
         flat = torch.where(flat == module.padding_idx, torch.full_like(flat, -1), flat)
@@ -83,9 +76,9 @@ def _sum_to(per_sample: Tensor, shape: torch.Size, channel_first: bool) -> Tenso
 
 def _norm_gradient(normalised: Callable[[nn.Module, Tensor], Tensor], channel_first: bool):
     def gradient(module: nn.Module, a: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
-        weight = module._parameters["weight"]
-        assert weight is not None
-        shape = weight.shape
+        own = module.weight if module.weight is not None else module.bias
+        assert isinstance(own, Tensor)
+        shape = own.shape
         scale = _sum_to(dz * normalised(module, a), shape, channel_first)
         return scale, _sum_to(dz, shape, channel_first)
 

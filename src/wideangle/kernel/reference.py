@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wideangle.kernel._model import OutputPick, batch_size, batches, logits, select_parameters, take
+from wideangle.kernel._model import OutputPick, batch_size, batches, copied, logits, select_parameters, take
 
 __all__ = ["jacobian", "jacobian_kernel"]
 
@@ -40,7 +40,7 @@ def jacobian(model: nn.Module, x: Any, *, output: OutputPick = None, params: Any
         wanted = [named[name] for name in chosen]
         for batch in batches(x, wanted[0].device):
             for i in range(batch_size(batch)):
-                one = take(batch, slice(i, i + 1))
+                one = copied(take(batch, slice(i, i + 1)))
                 with torch.enable_grad():
                     raw = model(**one) if isinstance(one, dict) else model(one)
                     z = logits(raw, output, 1)[0]
