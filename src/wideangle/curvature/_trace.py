@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
-from wideangle.kernel._model import plain_attention
+from wideangle.kernel._model import call, plain_attention
 
 __all__ = ["ATTENTION", "SOFTMAX", "Trace", "Use", "first_tensor", "is_torch", "observe", "run"]
 
@@ -104,11 +104,9 @@ def run(model: nn.Module, x: Any, weights: dict[str, Tensor] | None = None) -> A
 
     `weights` stand in for the model's parameters of those names in this pass.
     """
-    state: dict[str, Tensor] = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    state.update(weights or {})
-    args = () if isinstance(x, dict) else tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    batch = x if isinstance(x, (dict, tuple)) else tuple(x) if isinstance(x, list) else (x,)
     with torch.no_grad(), _in_eval(model), plain_attention():
-        return torch.func.functional_call(model, state, args, x if isinstance(x, dict) else {})
+        return call(model, weights or {}, batch)
 
 
 def first_tensor(raw: Any) -> Tensor | None:

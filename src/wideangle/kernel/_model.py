@@ -326,15 +326,15 @@ def explained(batch: Batch) -> Iterator[None]:
         ) from error
 
 
-def call(model: nn.Module, parameters: dict[str, Tensor], batch: Batch) -> Any:
-    """Return the model's raw output with the given parameters; parameters, buffers and modules are left alone.
+def call(model: nn.Module, parameters: dict[str, Tensor], batch: Batch | tuple[Any, ...]) -> Any:
+    """Return the model's raw output with the given parameters (or buffers); the model itself is left alone.
 
     Every module is given its tensors once, however many names it is registered under; a parameter shared
     by several modules is given to each of them.
     """
     state: dict[str, Tensor] = {}
     given = {id(parameter): parameters.get(name, parameter) for name, parameter in model.named_parameters()}
-    copies: dict[int, Tensor] = {}
+    copies = {id(buffer): parameters.get(name, buffer).clone() for name, buffer in model.named_buffers()}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         for local, parameter in module._parameters.items():
@@ -342,7 +342,8 @@ def call(model: nn.Module, parameters: dict[str, Tensor], batch: Batch) -> Any:
                 state[prefix + local] = given[id(parameter)]
         for local, buffer in module._buffers.items():
             if buffer is not None:
-                state[prefix + local] = copies.setdefault(id(buffer), buffer.clone())
+                state[prefix + local] = copies[id(buffer)]
     if isinstance(batch, dict):
         return torch.func.functional_call(model, state, (), batch, tie_weights=False)
-    return torch.func.functional_call(model, state, (batch,), tie_weights=False)
+    args = batch if isinstance(batch, tuple) else (batch,)
+    return torch.func.functional_call(model, state, args, tie_weights=False)
