@@ -113,7 +113,19 @@ SUBJECTS = [path for path in sources("src") if path != SOURCE / "__init__.py"]
 def test_imports_point_down(path):
     part = part_of(f"wideangle.{path.relative_to(SOURCE).parts[0].removesuffix('.py')}")
     assert part in RANK, f"{part} is in no row of the import table"
-    assert list(complaints(part, parse(path))) == []
+    found = list(complaints(part, parse(path)))
+    if part == "papers" and path.name not in ("__init__.py", "_frame.py"):
+        # a paper's own modules are imported whole by a function of the frame, when that paper is run
+        found = [line for line in found if "slow to import" in line]
+    assert found == []
+
+
+def test_listing_the_papers_imports_none_of_them():
+    code = (
+        "import sys, wideangle.papers; print([m for m in sys.modules if m.startswith('wideangle.papers.')])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "['wideangle.papers._frame']"
 
 
 @pytest.mark.parametrize(

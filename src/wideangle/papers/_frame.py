@@ -11,13 +11,15 @@ import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from wideangle import data
 from wideangle.document import Document, Figure, Section, Table
 from wideangle.errors import InputError
 from wideangle.names import unknown_name
 from wideangle.result import Provenance, Result
+
+if TYPE_CHECKING:
+    from wideangle.data import Dataset
 
 __all__ = ["Claim", "Finding", "Paper", "PaperRun", "Setting", "Statement", "available", "run"]
 
@@ -44,11 +46,13 @@ class Setting:
         """Return the number for this size."""
         return {"smoke": smoke, "cpu": cpu, "paper": paper}[self.size]
 
-    def load(self, name: str, n: int, split: Literal["train", "test"] = "train") -> data.Dataset:
+    def load(self, name: str, n: int, split: Literal["train", "test"] = "train") -> Dataset:
         """Return n samples of a data set."""
+        from wideangle import data
+
         return data.load(name, split=split, n=n, root=self.data_root, seed=self.seed)
 
-    def sets(self, n: int) -> tuple[list[data.Dataset], list[str]]:
+    def sets(self, n: int) -> tuple[list[Dataset], list[str]]:
         """Return digits, MNIST and Fashion-MNIST as far as they are there, and the names that are not."""
         found, missing = [], []
         for name in ("digits", "mnist", "fashion-mnist"):
