@@ -106,7 +106,9 @@ def tangent_kernel(
         return _fill(setting, first, second, kind, dtype, limit - size), setting.layout.outputs
 
     kernel, count = with_reroutes(work)
-    if not bool(torch.isfinite(kernel).all()):
+    # no entry of a Gram matrix is larger than its largest diagonal one
+    shown = kernel if second is not None else kernel.flatten(0, kernel.dim() // 2 - 1).flatten(1).diagonal()
+    if not bool(torch.isfinite(shown).all()):
         raise NumericsError(
             f"the kernel overflows {dtype}: gradients are too large; scale the inputs or weights"
         )
