@@ -79,7 +79,7 @@ def finite_network(setting: Setting) -> Finding:
 
 def predicted_against_measured(setting: Setting) -> Finding:
     """MLP and CNN on three sets: median |log10 (measured / predicted)|, goal 0.1."""
-    n, steps = setting.pick(60, 200, 1000), setting.pick(60, 200, 200)
+    n, steps = setting.pick(60, 128, 1000), setting.pick(60, 100, 200)
     width = setting.pick(1024, 2048, 2048)
     channels = (16, 32, 32) if setting.size == "smoke" else (32, 64, 64)
     sets, missing = setting.sets(n)
