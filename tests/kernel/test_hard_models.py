@@ -290,6 +290,11 @@ class Causal(Net):
         return super().forward(x.cumsum(0))
 
 
+class Standardised(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - x.mean(0)) / x.std(0))
+
+
 class Hidden(Net):
     def __init__(self):
         super().__init__()
@@ -303,6 +308,8 @@ def test_models_without_a_kernel_are_refused():
     x = normal(6, 4)
     with pytest.raises(InputError, match="batch-coupled"):
         tangent_kernel(fresh(Causal()), x)
+    with pytest.raises(InputError, match="batch-coupled"):
+        tangent_kernel(fresh(Standardised()), x)
     hidden = Hidden()
     with torch.no_grad():
         for parameter in hidden.parameters():
