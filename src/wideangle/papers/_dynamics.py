@@ -81,7 +81,7 @@ def predicted_against_measured(setting: Setting) -> Finding:
     """MLP and CNN on three sets: median |log10 (measured / predicted)|, goal 0.1."""
     n, steps = setting.pick(60, 128, 1000), setting.pick(60, 100, 200)
     width = setting.pick(1024, 2048, 2048)
-    channels = (16, 32, 32) if setting.size == "smoke" else (32, 64, 64)
+    channels = (32, 64, 64) if setting.size == "paper" else (16, 32, 32)
     sets, missing = setting.sets(n)
     cells, figures, ratios = [], [], []
     for found in sets:
