@@ -10,7 +10,7 @@ from torch import nn
 
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel import factors, jacobian, tangent_kernel
-from wideangle.kernel.function_space import linearised_descent
+from wideangle.kernel.function_space import DenseKernel, linearised_descent, quickest_product
 from wideangle.kernel.lanczos import top_eigenpairs
 from wideangle.losses import SQUARED_LOSSES, hessian_factor
 from wideangle.optim import Constants, choose_batch, critical_step, measure_constants, recommend
@@ -148,3 +148,19 @@ def test_a_saturated_softmax_is_a_typed_error():
     model, x, _ = setting(3)
     with pytest.raises(NumericsError, match=r"cross-entropy loss is 0: .* saturated"):
         measure_constants(factors(model, x), model(x) * 1e9, "cross-entropy")
+
+
+def test_the_dense_product_is_the_same():
+    model, x, y = setting(3, samples=2)
+    cache = factors(model, x)
+    dense = quickest_product(cache)
+    small = quickest_product(cache, max_memory=1)
+    assert isinstance(dense, DenseKernel)
+    assert small is cache
+    v = torch.randn(2, 3, generator=generator(5, "v"), dtype=torch.float64)
+    assert torch.allclose(dense @ v, cache @ v, rtol=1e-12)
+    runs = [
+        linearised_descent(k, model(x), lambda z: (z - y).square().mean(), 0.1, 20) for k in (dense, cache)
+    ]
+    assert runs[0].losses == pytest.approx(runs[1].losses, rel=1e-10)
+    assert runs[0].distance == pytest.approx(runs[1].distance, rel=1e-8)

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from wideangle.errors import InputError
 from wideangle.kernel._factors import Factors, factors
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, call, explained, logits, take
-from wideangle.kernel.function_space import LinearisedRun, linearised_descent
+from wideangle.kernel.function_space import (
+    DenseKernel,
+    LinearisedRun,
+    linearised_descent,
+    quickest_product,
+)
 from wideangle.kernel.spectrum import Spectrum, eigenpairs
 from wideangle.optim.constants import Constants, measure_constants
 from wideangle.plan import Decision
@@ -94,6 +99,11 @@ class Study:
         return factors(self.model, self.x, output=self.output)
 
     @cached_property
+    def product(self) -> Factors | DenseKernel:
+        """What multiplies fastest with the full kernel, for the hundreds of products of a linearised run."""
+        return quickest_product(self.factors)
+
+    @cached_property
     def trace(self) -> Tensor:
         """The trace kernel over the number of outputs, K_trace / C, (n, n), float64."""
         return self.factors.gram(kind="trace") / self.factors.outputs
@@ -125,7 +135,7 @@ class Study:
 
     def linearised(self, step: float, steps: int) -> LinearisedRun:
         """Return the linearised model's full-batch course at a step of choice."""
-        return linearised_descent(self.factors, self.start, self.loss_of, step, steps)
+        return linearised_descent(self.product, self.start, self.loss_of, step, steps)
 
     def fresh(self) -> nn.Module:
         """Return a copy of the model to train: BatchNorm in train mode, dropout off."""

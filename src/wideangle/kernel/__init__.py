@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from wideangle.kernel import alignment, angles, convergence, infinite, spectrum
 from wideangle.kernel._factors import Factors, factors
-from wideangle.kernel.function_space import LinearisedRun, linearised_descent
+from wideangle.kernel.function_space import (
+    DenseKernel,
+    LinearisedRun,
+    linearised_descent,
+    quickest_product,
+)
 from wideangle.kernel.gram import tangent_kernel
 from wideangle.kernel.lanczos import TopEigenpairs, lanczos_eigenpairs, top_eigenpairs
 from wideangle.kernel.reference import jacobian, jacobian_kernel
 from wideangle.kernel.spectrum import Spectrum, condition_number, effective_rank, eigenpairs
 
 __all__ = [
+    "DenseKernel",
     "Factors",
     "LinearisedRun",
     "Spectrum",
@@ -31,6 +37,7 @@ __all__ = [
     "jacobian_kernel",
     "lanczos_eigenpairs",
     "linearised_descent",
+    "quickest_product",
     "spectrum",
     "tangent_kernel",
     "top_eigenpairs",

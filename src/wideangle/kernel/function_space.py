@@ -11,10 +11,47 @@ from torch import Tensor
 
 from wideangle.errors import InputError
 from wideangle.kernel._factors import Factors
+from wideangle.kernel.cost import memory_limit
 from wideangle.progress import track
 from wideangle.result import Result
 
-__all__ = ["LinearisedRun", "linearised_descent"]
+__all__ = ["DenseKernel", "LinearisedRun", "linearised_descent", "quickest_product"]
+
+
+class DenseKernel:
+    """The full kernel held as a matrix: for many products, where the factors are larger than it is.
+
+    Made by `quickest_product`; multiplies like `Factors`, in the factors' precision.
+    """
+
+    def __init__(self, factors: Factors):
+        self.samples, self.outputs = factors.samples, factors.outputs
+        size = self.samples * self.outputs
+        self.matrix = factors.gram(dtype=factors.dtype).reshape(size, size)
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """Return K v for v of shape (n, C) or (nC,)."""
+        return (self.matrix @ v.reshape(-1)).reshape(v.shape)
+
+
+def quickest_product(factors: Factors, *, max_memory: int | None = None) -> Factors | DenseKernel:
+    """Return what multiplies fastest when many products with K are wanted: the factors, or K itself.
+
+    K is formed where it takes less than half the memory of the factors (convolutions on many samples) and
+    fits: a product reads either of them once or twice, and memory traffic is what it costs.
+
+    Args:
+        factors: the factor cache with all outputs.
+        max_memory: bytes K may take; a quarter of the free memory where left out.
+
+    Example:
+        >>> from wideangle.kernel import factors
+        >>> type(quickest_product(factors(torch.nn.Linear(64, 2), torch.ones(3, 64)))).__name__
+        'DenseKernel'
+    """
+    size = (factors.samples * factors.outputs) ** 2 * factors.dtype.itemsize
+    fits = size <= memory_limit(max_memory, factors.device)
+    return DenseKernel(factors) if fits and 2 * size < factors.nbytes else factors
 
 
 @dataclass(frozen=True)
@@ -30,7 +67,7 @@ class LinearisedRun(Result):
 
 
 def linearised_descent(
-    factors: Factors,
+    factors: Factors | DenseKernel,
     start: Tensor,
     loss: Callable[[Tensor], Tensor],
     step: float,
@@ -45,7 +82,7 @@ def linearised_descent(
     Cost: one product with K a step.
 
     Args:
-        factors: the factor cache with all outputs.
+        factors: the factor cache with all outputs, or what `quickest_product` makes of it.
         start: the model's outputs f_0, (n, C).
         loss: outputs (n, C) -> scalar loss; the targets are inside.
         step: the step size.

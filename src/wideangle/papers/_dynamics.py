@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from wideangle import nets, seeds
 from wideangle.document import Figure, Series, Table
-from wideangle.kernel import eigenpairs, factors, linearised_descent, tangent_kernel, top_eigenpairs
+from wideangle.kernel import (
+    eigenpairs,
+    factors,
+    linearised_descent,
+    quickest_product,
+    tangent_kernel,
+    top_eigenpairs,
+)
 from wideangle.kernel.convergence import predict
 from wideangle.papers._frame import Finding, Setting
 from wideangle.taylor import linearize
@@ -120,7 +127,7 @@ def _compare(net: nn.Module, x: Tensor, y: Tensor, steps: int) -> tuple[float, f
     step = 1 / float(top_eigenpairs(cache).values[0])
     with torch.no_grad():
         outputs = net(x)
-    predicted = linearised_descent(cache, outputs, _half_sum(y), step, steps).losses
+    predicted = linearised_descent(quickest_product(cache), outputs, _half_sum(y), step, steps).losses
     before = cache.gram(kind="trace") / cache.outputs
     spectrum = eigenpairs(before, factor_dtype=cache.dtype)
     mean = predict(spectrum, (outputs - y).double(), step, list(range(steps + 1)), loss="half_sum").exact
