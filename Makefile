@@ -40,11 +40,12 @@ checkup: $(BASE)
 	$(VENV)/bin/wideangle checkup mlp --data digits --out report.html --json checkup.json --plan plan.json
 	@echo "The report is $(CURDIR)/report.html: open it in a browser."
 
+# One thread for each test process: the models are small, and spinning threads make a busy machine crawl.
 test: $(DEV)
-	$(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow"
 
 test-all: $(DEV)
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check
