@@ -1,87 +1,122 @@
-"""The verb papers: listing, running, checking. The papers themselves are replaced here."""
+"""The verb papers: listing, running, checking, with the real frame and a paper of a few statements."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from wideangle import papers
 from wideangle.cli import app
-from wideangle.document import Document
-from wideangle.errors import InputError
+from wideangle.papers import PaperRun, conditioning
+from wideangle.papers._frame import Finding, Paper, Setting, SkippedError, Statement
 
 runner = CliRunner()
 
 
-@dataclass(frozen=True)
-class Claim:
-    name: str
-    verdict: str
-    expected: bool = True
-    paper: str = "kappa falls"
-    measured: Any = 0.123456
-    detail: str = ""
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+def _finds(name: str, holds: bool, detail: str = ""):
+    def test(setting: Setting) -> Finding:
+        return Finding(holds, f"{name} is 0.123456 at size {setting.size}", detail, setting.seeds)
+
+    return test
 
 
-@dataclass(frozen=True)
-class Outcome(Document):
-    claims: list[Any] = field(default_factory=list)
+def _skipped(setting: Setting) -> Finding:
+    raise SkippedError("no such data set")
 
 
 @pytest.fixture
-def paper(monkeypatch):
-    claims = [Claim("one", "holds"), Claim("two", "not reproduced", expected=False, detail="width too small")]
-    seen: dict[str, Any] = {}
-
-    def run(slug: str, **options: Any) -> Outcome:
-        if slug != "conditioning":
-            raise InputError(f"unknown paper {slug!r}")
-        seen.update(options)
-        for claim in claims:
-            options["on_claim"](claim)
-        return Outcome(title="Conditioning", claims=list(claims))
-
+def toy(monkeypatch):
+    """A paper of a few statements in the place of `conditioning`; the frame is the real one."""
+    statements = [
+        Statement("one", "Group", "kappa falls", _finds("one", True)),
+        Statement("two", "Group", "kappa is 2", _finds("two", False, "width too small"), False),
+    ]
     monkeypatch.setattr(
-        papers, "available", lambda: {"conditioning": "Better NTK conditioning"}, raising=False
+        conditioning,
+        "PAPER",
+        Paper("conditioning", "Better conditioning", "nobody", tuple(statements)),
     )
-    monkeypatch.setattr(papers, "run", run, raising=False)
-    return claims, seen
+    return lambda *more: monkeypatch.setattr(
+        conditioning,
+        "PAPER",
+        Paper("conditioning", "Better conditioning", "nobody", (*statements, *more)),
+    )
 
 
-def test_list(paper):
+def test_list():
     result = runner.invoke(app, ["papers", "list"])
     assert result.exit_code == 0
-    assert result.stdout.split() == ["conditioning", "Better", "NTK", "conditioning"]
+    words = result.stdout.split()
+    assert words[0] == "conditioning"
+    assert "alignment" in words
 
 
-def test_run_prints_each_claim_and_writes(paper, tmp_path):
-    words = ["conditioning", "--size", "cpu", "--seed", "4", "--out", str(tmp_path / "r.md")]
+def test_run_prints_each_claim_and_writes(toy, tmp_path):
+    files = {name: tmp_path / name for name in ("r.md", "n.json", "r.html")}
+    words = [
+        "conditioning",
+        "--size",
+        "cpu",
+        "--seed",
+        "4",
+        "--out",
+        str(files["r.md"]),
+        "--json",
+        str(files["n.json"]),
+    ]
     result = runner.invoke(app, ["papers", "run", *words])
     assert result.exit_code == 0, result.output
-    assert (paper[1]["size"], paper[1]["seed"]) == ("cpu", 4)
-    for piece in ("one: holds", "two: not reproduced", "kappa falls", "0.1235", "width too small", "0, 1, 2"):
+    for piece in (
+        "one: holds",
+        "two: not reproduced, as known",
+        "kappa falls",
+        "0.123456 at size cpu",
+        "width too small",
+        "4, 5, 6",
+        "1 holds, 1 not reproduced, 0 skipped",
+        "Not reproduced, as known",
+    ):
         assert piece in result.stdout
-    assert "1 holds, 1 not reproduced, 0 skipped" in result.stdout
-    text = (tmp_path / "r.md").read_text()
-    assert text.startswith("# Conditioning")
+    text = files["r.md"].read_text()
+    assert text.startswith("# Better conditioning")
     assert "    wideangle papers run conditioning --size cpu --seed 4" in text
+    stored = PaperRun.load(files["n.json"])
+    assert [claim.verdict for claim in stored.claims] == ["holds", "not reproduced"]
+    assert stored.provenance.command is not None
+    assert stored.provenance.command.startswith("wideangle papers run conditioning --size cpu --seed 4")
+    page = runner.invoke(app, ["papers", "run", "conditioning", "--out", str(files["r.html"])])
+    assert page.exit_code == 0, page.output
+    assert "kappa is 2" in files["r.html"].read_text()
 
 
-def test_check_fails_only_where_a_claim_should_hold(paper):
+def test_check_fails_only_where_a_claim_should_hold(toy):
     assert runner.invoke(app, ["papers", "check", "conditioning"]).exit_code == 0
-    paper[0].append(Claim("three", "not reproduced"))
-    paper[0].append(Claim("four", "skipped"))
+    toy(
+        Statement("three", "Group", "", _finds("three", False)),
+        Statement("four", "Group", "", _skipped),
+        Statement("five", "Group", "", _finds("five", False), None),
+    )
     result = runner.invoke(app, ["papers", "check", "conditioning"])
     assert result.exit_code == 1
     assert "expected to hold and did not: three\n" in result.stderr
+    assert "four: skipped" in result.stdout
+    assert "no such data set" in result.stdout
     assert runner.invoke(app, ["papers", "run", "conditioning"]).exit_code == 0
 
 
-def test_an_unknown_paper_is_exit_code_2(paper):
-    result = runner.invoke(app, ["papers", "check", "nosuch"])
+def test_a_stopped_run_says_so_and_keeps_what_it_has(toy, tmp_path):
+    def stop(setting: Setting) -> Finding:
+        raise KeyboardInterrupt
+
+    toy(Statement("three", "Group", "", stop))
+    result = runner.invoke(app, ["papers", "check", "conditioning", "--json", str(tmp_path / "n.json")])
+    assert result.exit_code == 130
+    stored = PaperRun.load(tmp_path / "n.json")
+    assert not stored.complete
+    assert len(stored.claims) == 2
+
+
+def test_unknown_names_are_exit_code_2():
+    result = runner.invoke(app, ["papers", "check", "conditoning"])
     assert result.exit_code == 2
-    assert result.stderr == "error: unknown paper 'nosuch'\n"
+    assert "did you mean 'conditioning'" in result.stderr
+    assert runner.invoke(app, ["papers", "run", "alignment", "--size", "huge"]).exit_code == 2

@@ -75,6 +75,7 @@ def _run(ctx: typer.Context, slug: str, size: str, outputs: _output.Outputs, see
         for name in ("holds", "not reproduced", "skipped")
     ]
     _output.heading(", ".join(f"{count} {name}" for name, count in counts))
+    _output.verdict(result)
     _output.files(outputs.write(result))
     return result
 
@@ -82,7 +83,8 @@ def _run(ctx: typer.Context, slug: str, size: str, outputs: _output.Outputs, see
 def _claim(claim: Any) -> None:
     from wideangle.report import _numbers
 
-    _output.heading(f"{claim.name}: {claim.verdict}")
+    known = ", as known" if (claim.verdict, claim.expected) == ("not reproduced", False) else ""
+    _output.heading(f"{claim.name}: {claim.verdict}{known}")
     rows = [
         ("paper", claim.paper),
         ("measured", claim.measured),

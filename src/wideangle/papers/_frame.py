@@ -2,7 +2,8 @@
 
 A statement says what the paper claims and has a function that measures it here; the finding says what was
 measured and whether it holds. The verdict is computed from the numbers, never chosen. A statement known
-not to hold (a misprint, a counter-example) stands beside its corrected form with `expected=False`.
+not to hold (a misprint, a counter-example) stands beside its corrected form with `expected=False`; one
+that theory and earlier measurements leave open has `expected=None`.
 """
 
 from __future__ import annotations
@@ -11,22 +12,39 @@ import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from wideangle.document import Document, Figure, Section, Table
 from wideangle.errors import InputError
 from wideangle.names import unknown_name
+from wideangle.progress import track
 from wideangle.result import Provenance, Result
 
 if TYPE_CHECKING:
     from wideangle.data import Dataset
 
-__all__ = ["Claim", "Finding", "Paper", "PaperRun", "Setting", "Statement", "available", "run"]
+__all__ = [
+    "Claim",
+    "Finding",
+    "Paper",
+    "PaperRun",
+    "Setting",
+    "SkippedError",
+    "Statement",
+    "available",
+    "run",
+]
 
+T = TypeVar("T")
 Size = Literal["smoke", "cpu", "paper"]
 SIZES = ("smoke", "cpu", "paper")
+_BUNDLED = ("digits", "breast-cancer")
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _MODULES = {"conditioning": "wideangle.papers.conditioning", "alignment": "wideangle.papers.alignment"}
+
+
+class SkippedError(InputError):
+    """A claim cannot be measured here: its data set is not there, or the size is too small for it."""
 
 
 @dataclass(frozen=True)
@@ -36,36 +54,71 @@ class Setting:
     size: Size = "smoke"
     seed: int = 0
     data_root: str | None = None
+    _kept: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def seeds(self) -> list[int]:
         """The seeds of a finding: one at size smoke, three at cpu, five at paper."""
         return [self.seed + k for k in range(_SEEDS[self.size])]
 
+    def at_least(self, count: int) -> list[int]:
+        """Return the seeds, at least so many of them, for cheap measurements that one draw leaves noisy."""
+        return [self.seed + k for k in range(max(count, len(self.seeds)))]
+
     def pick(self, smoke: int, cpu: int, paper: int) -> int:
         """Return the number for this size."""
         return {"smoke": smoke, "cpu": cpu, "paper": paper}[self.size]
 
-    def load(self, name: str, n: int, split: Literal["train", "test"] = "train") -> Dataset:
-        """Return n samples of a data set."""
+    def load(
+        self, name: str, n: int | None, split: Literal["train", "test"] = "train", seed: int | None = None
+    ) -> Dataset:
+        """Return n samples of a data set, drawn with `seed` (the root seed where left out).
+
+        Raises:
+            SkippedError: the set is one of a data folder and its files are not there or not the published ones.
+        """
         from wideangle import data
 
-        return data.load(name, split=split, n=n, root=self.data_root, seed=self.seed)
+        drawn = self.seed if seed is None else seed
 
-    def sets(self, n: int) -> tuple[list[Dataset], list[str]]:
+        def read() -> Dataset:
+            return data.load(name, split=split, n=n, root=self.data_root, seed=drawn)
+
+        if name in _BUNDLED:
+            return self.once((name, n, split, drawn), read)
+        try:
+            return self.once((name, n, split, drawn), read)
+        except InputError as error:
+            raise SkippedError(str(error)) from error
+
+    def sets(self, n: int, seed: int | None = None) -> tuple[list[Dataset], list[str]]:
         """Return digits, MNIST and Fashion-MNIST as far as they are there, and the names that are not."""
         found, missing = [], []
         for name in ("digits", "mnist", "fashion-mnist"):
             try:
-                found.append(self.load(name, n))
-            except InputError:
+                found.append(self.load(name, n, seed=seed))
+            except SkippedError:
                 missing.append(name)
         return found, missing
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """Return what `make` makes, kept for the whole run under `key`."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+
+def absent(missing: list[str]) -> str:
+    """Return the note on the data sets that are not there, empty where all are."""
+    return f"skipped, not in the data folder: {', '.join(missing)}" if missing else ""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a test measured, whether the statement holds, and what to show for it."""
+    """What a test measured, whether the statement holds, and what to show for it.
+
+    `headline` is a sentence for the top of the report, for the few numbers a reader comes for.
+    """
 
     holds: bool
     measured: str
@@ -73,6 +126,7 @@ class Finding:
     seeds: list[int] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    headline: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +137,7 @@ class Statement:
     group: str
     paper: str
     test: Callable[[Setting], Finding]
-    expected: bool = True
+    expected: bool | None = True
 
 
 @dataclass(frozen=True)
@@ -101,14 +155,15 @@ class Claim(Result):
     """One claim after its run: what the paper says, what was measured here, and the verdict.
 
     `verdict` is "holds", "not reproduced" or "skipped" (data that are not there; the detail says which).
-    `expected` says whether it is known to hold; a claim with False is a misprint or has a counter-example.
+    `expected` says whether it is known to hold; a claim with False is a misprint or has a counter-example,
+    one with None is open.
     """
 
     name: str = ""
     paper: str = ""
     measured: str = ""
     verdict: Literal["holds", "not reproduced", "skipped"] = "skipped"
-    expected: bool = True
+    expected: bool | None = True
     detail: str = ""
     seeds: list[int] = field(default_factory=list)
 
@@ -123,8 +178,13 @@ class PaperRun(Document):
 
     @property
     def surprises(self) -> list[Claim]:
-        """The claims that should hold here and were not reproduced."""
-        return [claim for claim in self.claims if claim.expected and claim.verdict == "not reproduced"]
+        """The claims that should hold here and were not reproduced, or should not and hold."""
+        wrong = {True: "not reproduced", False: "holds"}
+        return [c for c in self.claims if c.expected is not None and c.verdict == wrong[c.expected]]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return one printed line a claim: its verdict and what was measured."""
+        return [(claim.name, f"{claim.verdict}. {claim.measured or claim.detail}") for claim in self.claims]
 
 
 def available() -> dict[str, str]:
@@ -186,24 +246,27 @@ def run_statements(
     begun = time.perf_counter()
     claims: list[Claim] = []
     sections: dict[str, Section] = {}
+    headlines: list[str] = []
     complete = True
-    for statement in paper.statements:
+    for statement in track(paper.statements, paper.slug):
+        group = statement.group
         try:
             claim, finding, seconds = _measure(statement, setting)
         except KeyboardInterrupt:
             complete = False
+            stopped = sections.get(group, Section(name=group, title=group, summary="no claim finished"))
+            sections[group] = replace(stopped, status="interrupted")
             break
         claims.append(claim)
-        sections[statement.group] = _add(
-            sections.get(statement.group), statement.group, claim, finding, seconds
-        )
+        sections[group] = _add(sections.get(group), group, claim, finding, seconds)
+        if finding is not None and finding.headline:
+            headlines.append(finding.headline)
         if on_claim is not None:
             on_claim(claim)
     command = f"wideangle papers run {paper.slug} --size {setting.size} --seed {setting.seed}"
-    return PaperRun(
+    run = PaperRun(
         title=f"{paper.title}: claims at size {setting.size}",
         subject=f"{paper.source}; seeds {', '.join(map(str, setting.seeds))}",
-        verdict=[_line(claim) for claim in claims],
         sections=list(sections.values()),
         complete=complete,
         slug=paper.slug,
@@ -211,6 +274,7 @@ def run_statements(
         claims=claims,
         provenance=Provenance.here(seed=setting.seed, seconds=time.perf_counter() - begun, command=command),
     )
+    return replace(run, verdict=_verdict(run, len(paper.statements), headlines))
 
 
 def _measure(statement: Statement, setting: Setting) -> tuple[Claim, Finding | None, float]:
@@ -218,8 +282,8 @@ def _measure(statement: Statement, setting: Setting) -> tuple[Claim, Finding | N
     base = Claim(name=statement.name, paper=statement.paper, expected=statement.expected)
     try:
         finding = statement.test(setting)
-    except InputError as error:
-        return replace(base, verdict="skipped", detail=str(error)), None, time.perf_counter() - begun
+    except SkippedError as reason:
+        return replace(base, verdict="skipped", detail=str(reason)), None, time.perf_counter() - begun
     claim = replace(
         base,
         measured=finding.measured,
@@ -230,9 +294,25 @@ def _measure(statement: Statement, setting: Setting) -> tuple[Claim, Finding | N
     return claim, finding, time.perf_counter() - begun
 
 
-def _line(claim: Claim) -> str:
-    note = "" if claim.expected or claim.verdict != "not reproduced" else " (as known)"
-    return f"{claim.name}: {claim.verdict}{note}. {claim.measured or claim.detail}"
+def _verdict(run: PaperRun, statements: int, headlines: list[str]) -> list[str]:
+    """Return the few sentences at the top: the count, the headlines, what did not hold, what was skipped."""
+
+    def names(verdict: str, expected: bool | None) -> str:
+        return ", ".join(c.name for c in run.claims if c.verdict == verdict and c.expected is expected)
+
+    held = sum(claim.verdict == "holds" for claim in run.claims)
+    stopped = "" if run.complete else f"; stopped after {len(run.claims)} of {statements}"
+    sentences = [f"{held} of {len(run.claims)} claims hold here{stopped}.", *headlines]
+    for text, found in (
+        ("Expected to hold and not reproduced", names("not reproduced", True)),
+        ("Not reproduced, as known (misprints and counter-examples)", names("not reproduced", False)),
+        ("Open, and not reproduced here", names("not reproduced", None)),
+        ("Known not to hold, yet holds here", names("holds", False)),
+        ("Skipped", ", ".join(c.name for c in run.claims if c.verdict == "skipped")),
+    ):
+        if found:
+            sentences.append(f"{text}: {found}.")
+    return sentences
 
 
 def _add(
@@ -241,9 +321,9 @@ def _add(
     """Return the group's section with one claim more."""
     old = section or Section(name=group, title=group, tables=[Table("Claims", _COLUMNS, [])])
     table = old.tables[0]
-    row = [claim.name, claim.paper, claim.measured or claim.detail, claim.verdict, claim.detail]
+    row = [claim.name, claim.paper, claim.measured, _shown(claim), claim.detail]
     cells = [*table.cells, row]
-    held = sum(cell[3] == "holds" for cell in cells)
+    held = sum(cell[3].startswith("holds") for cell in cells)
     return replace(
         old,
         summary=f"{held} of {len(cells)} claims hold here",
@@ -251,6 +331,12 @@ def _add(
         figures=[*old.figures, *(finding.figures if finding else [])],
         seconds=old.seconds + seconds,
     )
+
+
+def _shown(claim: Claim) -> str:
+    remark = {("not reproduced", False): ", as known", ("holds", False): ", unexpected"}
+    remark |= {("not reproduced", True): ", unexpected"}
+    return claim.verdict + remark.get((claim.verdict, claim.expected), "")  # type: ignore[arg-type]
 
 
 _COLUMNS = ["claim", "the paper says", "measured here", "verdict", "note"]
