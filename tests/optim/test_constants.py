@@ -134,8 +134,12 @@ def test_recommendation():
     assert (step.value, batch.value) == (0.5, 100)
     assert "L = 2 " in step.evidence
     assert constants.critical_batch == 4.0
-    assert choose_batch(constants, lambda m: 1.0)[0].batch == 100
-    assert choose_batch(constants, lambda m: float(m))[0].batch == 1
+    assert choose_batch(constants, lambda m: 1.0)[0].batch == 16
+    assert choose_batch(constants, lambda m: float(m))[0].batch == 16  # timings are shown, they do not decide
+    steep = Constants("mse", 100, 10, smoothness=2.0, sample_smoothness=20.0)
+    assert choose_batch(steep, lambda m: 1.0)[0].batch == 32
+    few = Constants("mse", 9, 10, smoothness=2.0, sample_smoothness=20.0)
+    assert choose_batch(few, lambda m: 1.0)[0].batch == 9
     with pytest.raises(InputError, match="batch size 101 of 100"):
         recommend(constants, 101)
     with pytest.raises(InputError, match="lambda_max is 0"):

@@ -15,7 +15,7 @@ from torch import nn
 from wideangle.checks._registry import CHECKS, Check, chosen
 from wideangle.checks._study import PATH_STEPS, Study, open_study
 from wideangle.document import Document, Section
-from wideangle.errors import WideangleError
+from wideangle.errors import InputError, WideangleError
 from wideangle.kernel._model import OutputPick
 from wideangle.plan import Plan
 from wideangle.result import Provenance
@@ -135,8 +135,9 @@ def _run(check: Check, study: Study) -> Section:
     try:
         section = check.load()(study)
     except WideangleError as error:
-        if not study.sentences and check.name in ("regime", "kernel", "step-size"):
-            raise  # nothing can be measured at all: the caller hears it as an error
+        early = check.name in ("regime", "kernel", "step-size")
+        if early and (isinstance(error, InputError) or not study.sentences):
+            raise  # data or model cannot be used: the caller hears it as an error
         section = Section(summary=str(error), status="failed")
     return replace(
         section,

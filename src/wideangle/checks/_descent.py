@@ -14,10 +14,12 @@ from wideangle.checks._study import Study
 from wideangle.curvature.ggn import output_root
 from wideangle.curvature.hessian import sharpness
 from wideangle.kernel._factors import factors
+from wideangle.kernel._model import take
 from wideangle.optim.constants import measure_constants
 from wideangle.progress import track
+from wideangle.seeds import generator
 
-__all__ = ["RISE", "Mode", "Trial", "descend", "displaced", "step_seconds", "top_mode"]
+__all__ = ["RISE", "Mode", "Trial", "descend", "displaced", "step_seconds", "top_mode", "try_plan"]
 
 RISE = 1.2
 _BLOWN = 1e4  # a loss this many times the start's is not coming back to anything useful
@@ -135,6 +137,34 @@ def descend(
             for parameter, gradient in zip(wanted, gradients, strict=True):
                 if gradient is not None:
                     parameter -= trial.steps[-1] * gradient
+    return trial
+
+
+def try_plan(study: Study, step: float, batch: int, steps: int) -> Trial:
+    """Return a run of a fresh copy with the plan's own batches: full losses at the start and at the end only.
+
+    Batches are drawn without replacement, in an order that follows from the study's seed.
+    """
+    model = study.fresh()
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    trial, order = Trial(model), torch.zeros(0, dtype=torch.long)
+    draws = generator(study.seed, "checkup", "plan")
+    with torch.no_grad():
+        trial.losses.append(float(study.loss_of(study.evaluate(model))))
+    for _ in track(range(steps), "the plan's step"):
+        if len(order) < batch:
+            order = torch.randperm(study.samples, generator=draws)
+        rows, order = order[:batch].to(study.device), order[batch:]
+        loss = study.loss_of(study.evaluate(model, take(study.x, rows)), rows)
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        with torch.no_grad():
+            for parameter, gradient in zip(wanted, gradients, strict=True):
+                if gradient is not None:
+                    parameter -= step * gradient
+        if not float(loss.detach()) <= _BLOWN * trial.losses[0]:
+            break
+    with torch.no_grad():
+        trial.losses.append(float(study.loss_of(study.evaluate(model))))
     return trial
 
 

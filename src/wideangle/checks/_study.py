@@ -69,15 +69,32 @@ class Study:
         raw = model(**batch) if isinstance(batch, dict) else model(batch)
         return logits(raw, self.output, batch_size(batch))
 
-    def loss_of(self, z: Tensor) -> Tensor:
-        """Return the mean loss of logits (n, C) against the study's targets."""
-        return loss_function(self.loss)(z, self.targets.to(z.dtype) if self.loss == "mse" else self.targets)
+    def loss_of(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the mean loss of logits (n, C) against the study's targets, or those of some rows."""
+        targets = self.targets if rows is None else self.targets[rows]
+        return loss_function(self.loss)(z, targets.to(z.dtype) if targets.is_floating_point() else targets)
 
     @cached_property
     def start(self) -> Tensor:
         """The model's outputs before training, (n, C)."""
         with torch.no_grad():
             return self.evaluate(self.model)
+
+    @cached_property
+    def guess(self) -> float:
+        """The loss of the best constant output: what a model that learns nothing can reach."""
+        if self.loss == "mse":
+            return float((self.targets.double() - self.targets.double().mean(0)).square().mean())
+        hot = self.targets
+        if hot.dim() == 1:
+            hot = nn.functional.one_hot(hot, self.outputs)
+        share = hot.double().mean(0)
+        return float(-(share[share > 0] * share[share > 0].log()).sum())
+
+    @property
+    def reference(self) -> float:
+        """The loss that progress is measured from: the start's or the constant guess's, the smaller."""
+        return min(float(self.loss_of(self.start)), self.guess)
 
     @cached_property
     def residual(self) -> Tensor:
@@ -176,8 +193,13 @@ def open_study(
         raise InputError(f"steps={steps}; the trial run needs at least 1")
     if next(model.parameters(), None) is None:
         raise InputError(f"the model ({type(model).__name__}) has no parameters to train")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {str(device)!r} was asked for, but torch sees no CUDA device; use 'cpu'")
     x, y = _joined(x, y, torch.device(device))
-    copied = copy.deepcopy(model).to(device)
+    try:
+        copied = copy.deepcopy(model).to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"the model cannot be put on device {str(device)!r}: {error}") from error
     x = _as_model(x, next(copied.parameters()).dtype)
     with explained(x):
         notes = _settle(copied, x)
@@ -206,7 +228,10 @@ def _joined(x: Any, y: Any, device: torch.device) -> tuple[Batch, Tensor]:
     parts = batches(x, device)
     if len(parts) != 1:
         raise InputError(f"x holds batches of {len(parts)} different shapes; pad them to one shape first")
-    return parts[0], torch.as_tensor(y).to(device)
+    try:
+        return parts[0], torch.as_tensor(y).to(device)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"y cannot be used as targets ({error}); give integers or floats") from error
 
 
 def _as_model(x: Batch, dtype: torch.dtype) -> Batch:

@@ -12,7 +12,7 @@ from wideangle.errors import InputError
 from wideangle.kernel._factors import factors
 from wideangle.kernel._model import take
 from wideangle.kernel.alignment import Alignment, label_alignment, residual_alignment
-from wideangle.kernel.convergence import Prediction, generalization_bound, predict
+from wideangle.kernel.convergence import Prediction, predict
 from wideangle.kernel.spectrum import Spectrum
 from wideangle.plan import Decision
 from wideangle.seeds import generator
@@ -22,6 +22,7 @@ __all__ = ["run"]
 _HORIZON = 100_000
 _SHARE = 0.01
 _FEW = 256
+_LONGEST = 1_000_000
 
 
 def run(study: Study) -> Section:
@@ -32,7 +33,7 @@ def run(study: Study) -> Section:
     alignment = _alignments(study, values, notes, figures)
     if study.loss == "mse":
         prediction = _curve(study, values, notes, figures, tables)
-        ending = _ending(prediction)
+        ending = _ending(study, prediction)
         study.decisions["stop"] = _stop(study, prediction)
     else:
         notes.append(
@@ -95,8 +96,8 @@ def _curve(
 ) -> Prediction:
     step = 1.0 / study.constants.smoothness
     spectrum, residual = _spectrum_for_curve(study, values, notes)
-    prediction = predict(spectrum, residual, step, _HORIZON, loss="mse")
-    target = f"{_SHARE:.0%} of the initial loss"
+    prediction = predict(spectrum, residual, step, _HORIZON, loss="mse", target=_SHARE * study.reference)
+    target = f"{_SHARE:.0%} of {_base(study)}"
     values[f"predicted full-batch steps to {target}"] = prediction.steps_to_target["exact"]
     values["loss that stays (modes below the resolution)"] = prediction.floor
     tables.append(
@@ -112,7 +113,6 @@ def _curve(
         )
     )
     figures.append(_curve_figure(prediction))
-    _generalisation(study, values, notes)
     return prediction
 
 
@@ -150,7 +150,7 @@ def _curve_figure(prediction: Prediction) -> Figure:
     marks = []
     reached = prediction.steps_to_target["exact"]
     if math.isfinite(reached):
-        marks.append(Mark(max(reached, 0.8), f"{_SHARE:.0%} of the start"))
+        marks.append(Mark(max(reached, 0.8), f"{_SHARE:.0%} left"))
     return Figure(
         title="Predicted loss of full-batch descent at the recommended step",
         x_label="step",
@@ -163,40 +163,30 @@ def _curve_figure(prediction: Prediction) -> Figure:
     )
 
 
-def _generalisation(study: Study, values: dict[str, object], notes: list[str]) -> None:
-    targets = study.targets.double()
-    if study.outputs > 1:
-        targets = targets - targets.mean(0)
-    try:
-        bounds = {
-            kind: generalization_bound(study.spectrum, targets, kind=kind) for kind in ("arora", "aligned")
-        }
-    except (InputError, TypeError) as error:
-        notes.append(f"Generalisation bounds are not measured: {error}")
-        return
-    for kind, bound in bounds.items():
-        value = float(getattr(bound, "value", bound))
-        says = "" if value < 1 else " (vacuous: above 1)"
-        values[f"generalisation bound, {kind}"] = f"{value:.3g}{says}"
+def _base(study: Study) -> str:
+    return "the initial loss" if study.reference < study.guess else "a constant guess's loss"
 
 
-def _ending(prediction: Prediction) -> str:
+def _ending(study: Study, prediction: Prediction) -> str:
     steps = prediction.steps_to_target["exact"]
     if math.isinf(steps):
-        return f"; {_SHARE:.0%} of the initial loss is never reached by the linearised model"
-    return f"; {_SHARE:.0%} of the initial loss is predicted after {steps:,.0f} full-batch steps"
+        return f"; {_SHARE:.0%} of {_base(study)} is never reached by the linearised model"
+    return f"; {_SHARE:.0%} of {_base(study)} is predicted after {steps:,.0f} full-batch steps"
 
 
 def _stop(study: Study, prediction: Prediction) -> Decision:
     steps = prediction.steps_to_target["exact"]
     if math.isinf(steps):
         return Decision()
+    if steps > _LONGEST:
+        return Decision(
+            evidence=f"not planned: {_SHARE:.0%} of {_base(study)} would take {steps:,.0f} full-batch steps"
+        )
     planned = study.decisions.get("step_size")
     scale = (1.0 / study.constants.smoothness) / planned.value if planned and planned.value else 1.0
-    count = math.ceil(steps * scale)
     return Decision(
-        count,
+        math.ceil(steps * scale),
         "steps",
-        f"the linearised model reaches {_SHARE:.0%} of its initial loss there (full-batch curve, scaled to the "
+        f"the linearised model reaches {_SHARE:.0%} of {_base(study)} there (full-batch curve, scaled to the "
         "planned step)",
     )

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from wideangle.checks._descent import RISE, Mode, Trial, descend, displaced, step_seconds, top_mode
+from wideangle.checks._descent import RISE, Mode, Trial, descend, displaced, step_seconds, top_mode, try_plan
 from wideangle.checks._study import PATH_STEPS, Study
 from wideangle.document import Figure, Mark, Section, Series, Table
 from wideangle.plan import Decision
@@ -16,11 +16,15 @@ __all__ = ["run"]
 
 _CRITICAL_STEPS = 45
 _RESTARTS = 4
+_HALVINGS = 6
+_PLAN_STEPS = 100
+_PROGRESS = 0.9  # of the reference loss
+_FALLEN = 0.995  # of the loss at the start
 _THROWN = 1.5
 _FLOOR = 1e-6  # of the starting loss: below it, rounding is compared with rounding
 _PUSH = 0.03  # of the residual's norm: small against what is left, large against rounding and other modes
 _FACTORS = (0.9, 1.1, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-_SECONDS = {"main": 8.0, "sharpness": 8.0, "critical": 4.0, "breaking": 8.0}
+_SECONDS = {"main": 8.0, "sharpness": 8.0, "critical": 4.0, "breaking": 8.0, "plan": 4.0}
 _LOOK = 40  # one look at the sharpness takes about ten products of two gradients, twice over
 
 
@@ -40,12 +44,20 @@ def run(study: Study) -> Section:
     figures += [_mode_figure(mode, around), *_sharpness_figure(trial)]
     table, stable, broken = _breaking(study, _SECONDS["breaking"] / seconds)
     largest = max((value for _, value in trial.sharpness), default=0.0)
-    _decide(study, rise)
-    study.sentences["trial"] = _sentence(trial, float(predicted[-1]), error, rise, stable, broken)
-    notes = [
-        "For the quadratic model and the squared loss, steps between 1 and 2 times the critical one make the "
-        "loss spike and come back; for a network the factor at which it breaks is measured here."
-    ]
+    plan = _check_plan(study, step / used, rise, min(int(_SECONDS["plan"] / seconds), _PLAN_STEPS))
+    study.sentences["trial"] = _sentence(
+        study, trial, float(predicted[-1]), error, rise, stable, broken, plan
+    )
+    notes = []
+    if study.loss == "mse":
+        notes.append(
+            "For the quadratic model and the squared loss, steps between 1 and 2 times the critical one make the "
+            "loss spike and come back; for a network the factor at which it breaks is measured here."
+        )
+    if trial.rise > RISE:
+        notes.append(
+            "The measured run lowers its step as the sharpness rises; the predicted one keeps its first step."
+        )
     if used < step:
         notes.append(
             f"At the step 1 / L = {step:.3g} the run was thrown off as the sharpness rose; shown is the run "
@@ -115,6 +127,11 @@ def _around_critical(study: Study, trial: Trial, steps: int) -> tuple[Mode, dict
     }
 
 
+def _dead(study: Study, trial: Trial) -> bool:
+    """True where a run ended at a constant guess after it had been thrown about: its units are off."""
+    return max(trial.losses) > trial.losses[0] and trial.losses[-1] > 0.98 * study.guess
+
+
 def _breaking(study: Study, afford: float) -> tuple[Table, float, float | None]:
     """Return the multiples of the critical step tried, the largest stable one and the first that diverged."""
     factors = _FACTORS if afford > 15 * len(_FACTORS) else _FACTORS[1::2]
@@ -123,55 +140,97 @@ def _breaking(study: Study, afford: float) -> tuple[Table, float, float | None]:
     stable, broken = 0.0, None
     for factor in factors:
         trial = descend(study, factor * study.constants.critical_step, steps)
-        outcome = "diverged" if trial.diverged else "stable"
+        trains = (
+            not trial.diverged and trial.losses[-1] < _FALLEN * trial.losses[0] and not _dead(study, trial)
+        )
+        outcome = "trains" if trains else "diverged" if trial.diverged else "no progress"
         cells.append([factor, max(trial.losses) / trial.losses[0], trial.losses[-1], outcome])
-        if trial.diverged:
+        if trains:
+            stable = factor
+        elif trial.diverged or stable:
             broken = factor
             break
-        stable = factor
     title = f"Multiples of the critical step from the start, {steps} full-batch steps each"
     columns = ["multiple", "highest loss / start", "last loss", "outcome"]
     return Table(title, columns, cells), stable, broken
 
 
-def _decide(study: Study, rise: float) -> None:
-    planned = study.decisions.get("step_size")
-    if rise <= RISE or planned is None or planned.value is None:
-        return
-    study.decisions["step_size"] = Decision(
-        planned.value / rise,
-        planned.unit,
-        f"{planned.evidence}; divided by {rise:.3g}, the rise of the sharpness in the trial run",
-    )
+def _check_plan(study: Study, lowered: float, rise: float, steps: int) -> str:
+    """Try the plan's own step and batch, lower the step until that trains, and say what came of it.
+
+    The step starts from the one at which the full-batch run was not thrown off (`lowered` times smaller than
+    planned) and is halved while the run ends no lower than it began.
+    """
+    planned, batch = study.decisions.get("step_size"), study.decisions.get("batch_size")
+    if planned is None or planned.value is None or batch is None or batch.value is None:
+        return ""
+    steps, step = max(steps, 20), planned.value / lowered
+    tried = try_plan(study, step, batch.value, steps)
+    for _ in range(_HALVINGS):
+        if not tried.diverged and tried.losses[-1] < tried.losses[0]:
+            break
+        step /= 2
+        tried = try_plan(study, step, batch.value, steps)
+    first, last = tried.losses[0], tried.losses[-1]
+    said = f"tried for {steps} steps with batches of {batch.value}: loss {first:.3g} to {last:.3g}"
+    if step < planned.value:
+        reason = f"; divided by {planned.value / step:.3g}, for the rise of the sharpness in the trial run ({rise:.3g}-fold)"
+        study.decisions["step_size"] = Decision(step, planned.unit, f"{planned.evidence}{reason}; {said}")
+        stop = study.decisions.get("stop")
+        if stop is not None and stop.value is not None:
+            count = math.ceil(stop.value * planned.value / step)
+            study.decisions["stop"] = Decision(count, stop.unit, stop.evidence)
+        sentence = study.sentences.get("step-size", "")
+        study.sentences["step-size"] = f"{sentence}; the trial run lowers the step to {step:.3g}"
+    else:
+        study.decisions["step_size"] = Decision(step, planned.unit, f"{planned.evidence}; {said}")
+    little = "" if _moved(study, tried) else ", which is little: this plan hardly trains"
+    return f"; the plan's step {step:.3g} was {said}{little}"
+
+
+def _moved(study: Study, trial: Trial) -> bool:
+    """True where a run took the loss well below its start and what a constant guess reaches."""
+    return trial.losses[-1] < _PROGRESS * study.reference
 
 
 def _sentence(
-    trial: Trial, predicted: float, error: float, rise: float, stable: float, broken: float | None
+    study: Study,
+    trial: Trial,
+    predicted: float,
+    error: float,
+    rise: float,
+    stable: float,
+    broken: float | None,
+    plan: str,
 ) -> str:
     follows = (
         f"the loss went from {trial.losses[0]:.3g} to {trial.losses[-1]:.3g} where {predicted:.3g} was predicted "
         f"(median factor {10**error:.3g})"
     )
-    if broken is None:
+    if stable == 0.0:
+        breaks = "no multiple of the critical step made progress in its few steps"
+    elif broken is None:
         breaks = f"it still trains at {stable:g} times the critical step"
-    elif stable == 0.0:
-        breaks = f"it diverges already at {broken:g} times the critical step"
     else:
         breaks = f"training breaks between {stable:g} and {broken:g} times the critical step"
     if rise > RISE:
-        return (
-            f"edge of stability; the sharpness rose {rise:.2f}-fold over its start, so the step must be lowered by as "
-            f"much (the plan does); {follows}; {breaks}"
+        start = (
+            f"edge of stability; the sharpness rose {rise:.2f}-fold over its start, and the step followed it"
         )
-    plain = "plain gradient descent is fine here" if error < 0.1 else "the prediction is an estimate here"
-    return f"{plain}; {follows}; {breaks}"
+    elif not _moved(study, trial):
+        start = f"slow; a constant guess leaves {study.guess:.3g}, and the run hardly got below it"
+    elif error < 0.1:
+        start = "plain gradient descent is fine here"
+    else:
+        start = "the prediction is an estimate here"
+    return f"{start}; {follows}; {breaks}{plan}"
 
 
 def _run_figure(trial: Trial, predicted: np.ndarray) -> Figure:
     steps = [float(t) for t in range(len(trial.losses))]
     shown = [float(p) if math.isfinite(p) else None for p in predicted[: len(steps)]]
     return Figure(
-        title="Loss of a trained copy at the recommended step",
+        title="Loss of a trained copy, full batches",
         x_label="step",
         y_label="loss",
         y_log=True,
@@ -179,7 +238,7 @@ def _run_figure(trial: Trial, predicted: np.ndarray) -> Figure:
             Series("measured", steps, list(trial.losses)),
             Series("predicted by the linearised model", steps, shown, "dashed"),
         ],
-        caption="Full batches. Where the two part, the kernel has moved.",
+        caption="Where the two part, the kernel has moved, or the step was lowered with the sharpness.",
     )
 
 

@@ -12,6 +12,8 @@ from wideangle.result import Result
 
 __all__ = ["StepChoice", "choose_batch", "recommend"]
 
+LEAST_BATCH = 16
+
 
 @dataclass(frozen=True)
 class StepChoice(Result):
@@ -30,26 +32,28 @@ class StepChoice(Result):
 def choose_batch(
     constants: Constants, seconds: Callable[[int], float]
 ) -> tuple[StepChoice, list[StepChoice]]:
-    """Return the batch size with the most progress a second, and all that were tried.
+    """Return the batch size to take, and all that were looked at with their measured speed.
 
-    maximise (1 / L_m) / seconds(m) over m = powers of two up to n, and n itself
+    the smallest power of two m >= 16 with L_m <= 5/4 L: a step at least 4/5 of the full-batch one; else n
 
-    Up to the critical batch L1 / L the step grows with m, beyond it hardly; the time of a step grows with
-    m only once the machine is busy. Both are measured, so the answer is the machine's as well.
+    Up to the critical batch L1 / L the step grows with m, beyond it hardly. The choice follows from the
+    constants alone, so it repeats; the seconds are shown beside it. Below 16, the fixed cost of a step
+    and the noise of batch statistics count for more than what the constants say.
 
     Args:
         constants: the measured constants.
         seconds: batch size -> seconds of one training step on this machine.
 
     Example:
-        >>> c = Constants("mse", 64, 1, smoothness=1.0, sample_smoothness=4.0)
-        >>> choose_batch(c, lambda m: 1.0 + m)[0].batch
-        2
+        >>> c = Constants("mse", 512, 1, smoothness=1.0, sample_smoothness=9.0)
+        >>> choose_batch(c, lambda m: 1.0)[0].batch
+        32
     """
     n = constants.samples
     sizes = [m for m in (2**k for k in range(n.bit_length())) if m < n] + [n]
     tried = [StepChoice(m, 1.0 / constants.batch_smoothness(m), seconds(m)) for m in sizes]
-    return max(tried, key=lambda choice: choice.speed), tried
+    least = 0.8 / constants.smoothness
+    return next(c for c in tried if c.batch == n or (c.batch >= LEAST_BATCH and c.step >= least)), tried
 
 
 def recommend(constants: Constants, batch: int | None = None) -> tuple[Decision, Decision]:
