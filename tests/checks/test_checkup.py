@@ -161,6 +161,8 @@ BAD = {
         lambda m, x, y: (nn.Linear(5, 10), x.flatten(1), y, {}),
         "cannot take this data (x (24, 64)",
     ),
+    "no such device": (lambda m, x, y: (m, x, y, {"device": "cuda:9"}), "device 'cuda:9'"),
+    "words as targets": (lambda m, x, y: (m, x, ["a"] * 24, {}), "cannot be used as targets"),
     "no module": (lambda m, x, y: (lambda x: x, x, y, {}), "give a torch.nn.Module"),
     "no targets": (lambda m, x, y: (m, x, None, {}), "y is missing"),
     "no parameters": (lambda m, x, y: (nn.Flatten(), x, y, {}), "no parameters"),
@@ -202,4 +204,4 @@ def test_bad_models_are_typed_errors():
         checkup(Coupled(), x, y)
     blank, labels = torch.cat([x, torch.zeros_like(x[:1])]), torch.cat([y, y[:1]])
     with pytest.raises(InputError, match="1 of 25 samples have a gradient of zero"):
-        checkup(small_mlp(), blank, labels, only="kernel")
+        checkup(small_mlp(), blank, labels)

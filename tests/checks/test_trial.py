@@ -7,9 +7,11 @@ import torch
 from nets_to_check import batch_norm_net, digits, relu_mlp, small_mlp
 from torch import nn
 
+import wideangle
 from wideangle import checks
 from wideangle.checks._descent import Trial, _looks, descend, displaced, top_mode
 from wideangle.checks._study import Study, open_study
+from wideangle.checks.trial import _dead
 
 
 def study_of(model: nn.Module, n: int = 60, loss: str = "mse") -> Study:
@@ -101,3 +103,30 @@ def test_looks_cover_both_ends_and_the_first_steps():
     assert max(looks) == 200
     assert _looks(50, 0) == set()
     assert _looks(50, 2) == {0, 50}
+
+
+@pytest.mark.parametrize("build", [relu_mlp, batch_norm_net])
+def test_the_plan_for_cross_entropy_trains(build):
+    """Also where the sharpness rises: the plan is tried with its own batches and lowered only as needed."""
+    x, y = digits(150)
+    found = checks.checkup(build(), x, y, loss="cross-entropy", steps=60)
+    assert found.plan is not None
+    assert "tried for" in found.plan.step_size.evidence
+    result = wideangle.train(build(), x, y, found.plan, steps=200)
+    assert result.losses[-1][1] < 0.5 * result.losses[0][1]
+
+
+def test_the_same_seed_gives_the_same_plan():
+    x, y = digits(60)
+    plans = [checks.checkup(small_mlp(), x, y, steps=10).plan for _ in range(2)]
+    assert plans[0].step_size.value == plans[1].step_size.value
+    assert plans[0].batch_size == plans[1].batch_size
+    assert plans[0].stop.value == plans[1].stop.value
+
+
+def test_a_net_that_dies_is_not_called_training():
+    study = study_of(relu_mlp(), loss="cross-entropy")
+    dead = Trial(nn.Linear(1, 1), losses=[2.31, 40.0, study.guess])
+    alive = Trial(nn.Linear(1, 1), losses=[2.31, 40.0, 0.5])
+    assert _dead(study, dead)
+    assert not _dead(study, alive)

@@ -174,7 +174,8 @@ def _check_plan(study: Study, lowered: float, rise: float, steps: int) -> str:
     first, last = tried.losses[0], tried.losses[-1]
     said = f"tried for {steps} steps with batches of {batch.value}: loss {first:.3g} to {last:.3g}"
     if step < planned.value:
-        reason = f"; divided by {planned.value / step:.3g}, for the rise of the sharpness in the trial run ({rise:.3g}-fold)"
+        ratio = planned.value / step
+        reason = f"; divided by {ratio:.3g} for the rise of the sharpness in the trial run ({rise:.3g}-fold)"
         study.decisions["step_size"] = Decision(step, planned.unit, f"{planned.evidence}{reason}; {said}")
         stop = study.decisions.get("stop")
         if stop is not None and stop.value is not None:

@@ -80,10 +80,19 @@ def run_section(
         summary=summary + ".",
         status="done" if step >= recipe.steps else "interrupted",
         values=values,
-        notes=["Loss and accuracy are of all training samples in eval mode; the last value, not the best."],
+        notes=[
+            "Loss and accuracy are of all training samples in eval mode; the last value, not the best.",
+            *_default_length(recipe),
+        ],
         figures=figures,
         seconds=seconds,
     )
+
+
+def _default_length(recipe: Recipe) -> list[str]:
+    if recipe.source["steps"] in ("argument", "plan"):
+        return []
+    return [f"The plan has no stop rule, so the run took {recipe.steps} steps; --steps sets more."]
 
 
 def _curve(title: str, label: str, curves: dict[str, tuple[dict[int, float], Any]], log: bool) -> Figure:
@@ -121,7 +130,7 @@ def prediction_section(
         value, count = found
         text = (
             f"Median |log10 (measured / predicted)| is {value:.3f} over {count} steps: the prediction is off "
-            f"by a factor of {10**value:.2f} in the median."
+            f"by a factor of {10**value:.2f} in the median{_reach(predicted, losses)}."
         )
     common = [[s, predicted[s], losses[s]] for s in sorted(predicted) if s in losses]
     table = Table("Loss by step", ["step", "predicted", "measured"], common)
@@ -136,6 +145,15 @@ def prediction_section(
         tables=[table],
     )
     return section, value
+
+
+def _reach(predicted: dict[int, float], losses: dict[int, float]) -> str:
+    """Say how far the prediction goes, where the run went on, and whether the loss moved at all."""
+    reach, end = max(predicted), max(losses)
+    words = f"; it covers the first {reach} of {end} steps" if end > reach else ""
+    if losses[end] > 0.9 * losses[min(losses)]:
+        words += "; but the loss hardly fell, so this says little"
+    return words
 
 
 def plan_section(plan: Plan, recipe: Recipe) -> Section:
