@@ -17,7 +17,7 @@ __all__ = ["run"]
 _CRITICAL_STEPS = 45
 _RESTARTS = 4
 _HALVINGS = 6
-_PLAN_STEPS = 100
+_PLAN_STEPS = 200
 _PROGRESS = 0.9  # of the reference loss
 _FALLEN = 0.995  # of the loss at the start
 _THROWN = 1.5
@@ -159,18 +159,21 @@ def _check_plan(study: Study, lowered: float, rise: float, steps: int) -> str:
     """Try the plan's own step and batch, lower the step until that trains, and say what came of it.
 
     The step starts from the one at which the full-batch run was not thrown off (`lowered` times smaller than
-    planned) and is halved while the run ends no lower than it began.
+    planned). Where the sharpness rises, or the run ends no lower than it began, its halves are tried too, and
+    the one that ends lowest is taken.
     """
     planned, batch = study.decisions.get("step_size"), study.decisions.get("batch_size")
     if planned is None or planned.value is None or batch is None or batch.value is None:
         return ""
-    steps, step = max(steps, 20), planned.value / lowered
-    tried = try_plan(study, step, batch.value, steps)
-    for _ in range(_HALVINGS):
-        if not tried.diverged and tried.losses[-1] < tried.losses[0]:
-            break
-        step /= 2
-        tried = try_plan(study, step, batch.value, steps)
+    step = planned.value / lowered
+    tried = try_plan(study, step, batch.value, max(steps, 20))
+    if rise > RISE or tried.diverged or tried.losses[-1] >= tried.losses[0]:
+        steps = steps // 2  # each, and more of them
+        halves = [step / 2**k for k in range(_HALVINGS + 1)]
+        runs = [try_plan(study, half, batch.value, max(steps, 20)) for half in halves]
+        tried = min(runs, key=lambda run: math.inf if run.diverged else run.losses[-1])
+        step = halves[runs.index(tried)]
+    steps = max(steps, 20)
     first, last = tried.losses[0], tried.losses[-1]
     said = f"tried for {steps} steps with batches of {batch.value}: loss {first:.3g} to {last:.3g}"
     if step < planned.value:
