@@ -54,6 +54,12 @@ class Plan(Result):
     suspect_labels: Decision = field(default_factory=Decision)
     predicted_loss: list[list[float]] = field(default_factory=list)
 
+    @property
+    def decided(self) -> list[str]:
+        """The names of the entries with a measured value."""
+        entries = [(name, getattr(self, name)) for name in self.__dataclass_fields__]
+        return [name for name, entry in entries if isinstance(entry, Decision) and entry.measured]
+
     def rows(self) -> list[tuple[str, str]]:
         """Return the printed lines: the value with its unit, then the evidence in brackets."""
         pairs: list[tuple[str, str]] = []

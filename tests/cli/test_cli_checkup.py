@@ -206,3 +206,13 @@ def test_a_file_that_cannot_be_written_is_said(measured, tmp_path):
     result = runner.invoke(app, ["checkup", "--json", str(tmp_path / "file" / "n.json")])
     assert result.exit_code == 2
     assert "--json" in result.stderr
+
+
+def test_a_check_up_that_decides_nothing_writes_no_plan(tmp_path):
+    file = tmp_path / "plan.json"
+    words = ["checkup", "mlp", "--n", "40", "--only", "kernel", "--plan", str(file)]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "warning: no plan is written" in result.stderr
+    assert not file.exists()
+    assert "Step size: not measured (left out)" in result.stdout

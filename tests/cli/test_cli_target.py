@@ -122,8 +122,9 @@ def test_missing_files_and_names(digits, file, tmp_path):
 def test_the_users_own_error_is_not_hidden(digits, tmp_path):
     path = tmp_path / "broken.py"
     path.write_text("def build():\n    return {}['missing']\n")
-    with pytest.raises(KeyError, match="missing"):
+    with pytest.raises(InputError, match=r"raised KeyError: 'missing' \(.*broken.py, line 2\)") as caught:
         _target.build(f"{path}:build", digits, 0)
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_a_users_model_can_be_pickled(digits, file):

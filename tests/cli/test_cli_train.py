@@ -79,6 +79,33 @@ def test_another_model_or_data_than_the_plans_is_warned_of(plan):
     assert "warning: the plan was made for the data 'digits', not 'breast-cancer'" in result.stderr
 
 
+def test_another_seed_than_the_plans_is_warned_of(plan):
+    assert "the plan was made with seed 3, this is seed 4" in run("--plan", plan, "--seed", 4).stderr
+
+
+def test_the_part_with_the_logits_is_named(plan, tmp_path):
+    (tmp_path / "two.py").write_text(
+        "from torch import nn\n"
+        "class Two(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.flat, self.layer = nn.Flatten(), nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        z = self.layer(self.flat(x))\n"
+        "        return {'hidden': x, 'logits': z}\n"
+    )
+    words = (f"{tmp_path}/two.py:Two", "--data", "digits", "--plan", plan)
+    refused = run(*words)
+    assert refused.exit_code == 2
+    assert "--output" in refused.stderr
+    assert run(*words, "--output", "logits").exit_code == 0
+    found = runner.invoke(
+        app, ["checkup", words[0], "--n", "40", "--steps", "20", "--output", "logits", "--plan", str(plan)]
+    )
+    assert found.exit_code == 0, found.output
+    assert "--output logits" in found.stdout.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from small_runs import is_same, make_data, make_gen, make_net, make_plan
 from torch import nn
 
+from wideangle.errors import InputError
 from wideangle.plan import Decision, Plan
 from wideangle.training import train
+from wideangle.training._loop import Run
 from wideangle.training._recipe import make_optimizer, make_recipe
 
 
@@ -144,3 +147,27 @@ def test_it_learns_real_digits():
     assert result.accuracy is not None
     assert result.accuracy > 0.97
     assert "mlp on digits, 400 samples" in result.subject
+
+
+def test_batches_of_one_take_every_sample_once_an_epoch():
+    model, x, y = nn.Linear(2, 1), torch.randn(5, 2), torch.randn(5, 1)
+    recipe = make_recipe(Plan(), 5, {"step_size": 0.1, "batch_size": 1, "steps": 5})
+    run = Run(model, x, y, recipe, None, {})
+    assert sorted(int(run.rows(step)[0]) for step in range(5)) == [0, 1, 2, 3, 4]
+
+
+def test_batch_norm_refuses_batches_of_one():
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    with pytest.raises(InputError, match=r"batch_size=1, but layer '1' is a BatchNorm"):
+        train(model, torch.randn(6, 2), torch.randn(6, 1), Plan(), step_size=0.1, steps=2, batch_size=1)
+
+
+def test_arrays_are_inputs_too():
+    x = np.random.default_rng(0).normal(size=(6, 2))
+    model = nn.Linear(2, 1)
+    assert train(model, x, x[:, :1], Plan(), step_size=0.1, steps=3).complete
+
+
+def test_no_steps_is_an_error():
+    with pytest.raises(InputError, match="steps must be a whole number of at least 1, got 0"):
+        train(nn.Linear(2, 1), torch.ones(2, 2), torch.ones(2, 1), Plan(), step_size=0.1, steps=0)

@@ -117,7 +117,7 @@ def checkup(
     return Checkup(
         title=f"Check-up of {label}{f' on {data}' if data else ''}",
         subject=_subject(study),
-        verdict=_verdict(study),
+        verdict=_verdict(study, sections),
         sections=sections,
         plan=replace(plan, provenance=provenance),
         complete=complete,
@@ -156,12 +156,15 @@ def _subject(study: Study) -> str:
     )
 
 
-def _verdict(study: Study) -> list[str]:
+def _verdict(study: Study, sections: Sequence[Section]) -> list[str]:
+    state = {section.name: section.status for section in sections}
+    why = {"failed": "failed", "interrupted": "interrupted", "done": "no sentence"}
+    missed = "not reached" if "interrupted" in state.values() else "left out"
     lines = []
     for check in CHECKS:
         heading = check.title.partition(":")[0]
-        found = study.sentences.get(check.name, "not measured (the section was left out or failed)")
-        lines.append(f"{heading}: {found}.")
+        reason = why[state[check.name]] if check.name in state else missed
+        lines.append(f"{heading}: {study.sentences.get(check.name, f'not measured ({reason})')}.")
     return lines
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -150,8 +152,8 @@ class Study:
         """The linearised model's full-batch course at the step 1 / L, `PATH_STEPS` steps."""
         return self.linearised(1.0 / self.constants.smoothness, PATH_STEPS)
 
-    def linearised(self, step: float, steps: int) -> LinearisedRun:
-        """Return the linearised model's full-batch course at a step of choice."""
+    def linearised(self, step: float | Sequence[float], steps: int) -> LinearisedRun:
+        """Return the linearised model's full-batch course at a step of choice, or one for each step."""
         return linearised_descent(self.product, self.start, self.loss_of, step, steps)
 
     def fresh(self) -> nn.Module:
@@ -219,7 +221,7 @@ def open_study(
 def _joined(x: Any, y: Any, device: torch.device) -> tuple[Batch, Tensor]:
     """Return x as one batch and y as one tensor; y comes from the (x, y) pairs of a loader where left out."""
     if y is None:
-        if isinstance(x, (Tensor, dict)):
+        if isinstance(x, (Tensor, dict, np.ndarray)):
             raise InputError("y is missing; give the targets, or a loader of (x, y) pairs as x")
         pairs = list(x)
         if not pairs or not all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -88,19 +90,27 @@ def _angles(study: Study, values: dict[str, object], notes: list[str]) -> tuple[
 def _sentence(study: Study, spectrum: Spectrum, angle: float, inputs: float | None) -> str:
     if spectrum.rank_deficient:
         kappa = (
-            f"rank-deficient ({spectrum.rank} of {spectrum.size} directions can be learned; "
+            f"K_trace / C is rank-deficient ({spectrum.rank} of {spectrum.size} directions can be learned; "
             f"{_duplicates(study)})"
         )
     else:
-        kappa = f"condition number {_count(spectrum.condition_number)}, effective rank {spectrum.effective_rank:.3g}"
+        kappa = (
+            f"K_trace / C has condition number {_count(spectrum.condition_number)} and effective rank "
+            f"{spectrum.effective_rank:.3g}{_full(study)}"
+        )
     apart = ""
     if inputs is not None:
-        word = "wider" if angle > inputs else "narrower"
-        apart = (
-            f"; the closest pair is {angle:.2g} degrees apart in gradients, {word} than the {inputs:.2g} of the "
-            "inputs"
-        )
+        close = math.isclose(angle, inputs, rel_tol=1e-3, abs_tol=1e-3)
+        word = "as far as" if close else "wider than" if angle > inputs else "narrower than"
+        apart = f"; the closest pair is {angle:.2g} degrees apart in gradients, {word} the {inputs:.2g} of the inputs"
     return f"{kappa}{apart}"
+
+
+def _full(study: Study) -> str:
+    """Name the full kernel's condition number where it is known: that one rules the slowest modes."""
+    if not study.fits_full or study.outputs == 1 or study.full_spectrum.rank_deficient:
+        return ""
+    return f" (the full kernel {_count(study.full_spectrum.condition_number)})"
 
 
 def _count(value: float) -> str:
@@ -108,9 +118,9 @@ def _count(value: float) -> str:
 
 
 def _duplicates(study: Study) -> str:
-    x = _flat(study)
-    if x is None:
+    if not isinstance(study.x, Tensor):
         return "the kernel does not tell some samples apart"
+    x = study.x.flatten(1)
     copies = len(x) - len(torch.unique(x, dim=0))
     return f"{copies} duplicated samples" if copies else "no sample is duplicated"
 

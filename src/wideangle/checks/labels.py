@@ -55,7 +55,7 @@ def _alignments(study: Study, values: dict[str, object], notes: list[str], figur
         residual = residual_alignment(study.spectrum, study.residual, bins, generator=draws)
     except InputError as error:
         notes.append(f"Alignment is not measured: {error}.")
-        return "alignment with the kernel not measured"
+        return f"alignment with the kernel not measured ({error})"
     for name, found in (("label", labels), ("residual", residual)):
         values[f"{name} alignment slope [95 % interval]"] = (
             f"{found.slope:.2f} [{found.low:.2f}, {found.high:.2f}]"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+from torch import Tensor
+
 from wideangle.checks._study import Study
 from wideangle.curvature import audit, linearity_gap
 from wideangle.document import Figure, Section, Series
@@ -18,9 +23,9 @@ def run(study: Study) -> Section:
     """Return the audit and the linearity gap at the distance that training is predicted to go."""
     few = take(study.x, slice(0, _SAMPLES))
     found = audit(study.model, few, output=study.output, seed=study.seed)
-    distance = float(study.path.distance[_STEPS])
+    way, distance = _way(study)
     gaps = [
-        linearity_gap(study.model, few, share * distance, "gradient", output=study.output, seed=study.seed)
+        linearity_gap(study.model, few, share * distance, way, output=study.output, seed=study.seed)
         for share in _SHARES
     ]
     here = gaps[_SHARES.index(1.0)]
@@ -28,12 +33,12 @@ def run(study: Study) -> Section:
         "near-linear" if here.relative < 0.1 else "mildly non-linear" if here.relative < 0.5 else "non-linear"
     )
     study.sentences["regime"] = (
-        f"{near}: where the first {_STEPS} steps lead ({here.displacement:.2%} of the weights' norm away) the "
+        f"{near}: where the first {_STEPS} steps lead{_share(here.displacement)} the "
         f"outputs differ from the linear expansion by {here.relative:.1%} of their change"
         f"{_consequence(here.relative)}"
     )
     figure = Figure(
-        title="Distance from the linear expansion along the gradient",
+        title=f"Distance from the linear expansion on the way of the first {_STEPS} steps",
         x_label="distance from the start",
         y_label="gap / first-order change",
         x_log=True,
@@ -66,6 +71,22 @@ def run(study: Study) -> Section:
         notes=[*found.findings, *study.notes],
         figures=[figure],
     )
+
+
+def _way(study: Study) -> tuple[Tensor, float]:
+    """Return where `_STEPS` full-batch steps of the linearised model lead, flat, and how far that is."""
+    course = study.linearised(1.0 / study.constants.smoothness, _STEPS)
+    pulled = study.factors.pull(torch.as_tensor(course.way, dtype=study.factors.dtype)[None])
+    moved = [
+        pulled[name][0] if name in pulled else torch.zeros_like(parameter)
+        for name, parameter in study.model.named_parameters()
+        if parameter.requires_grad
+    ]
+    return torch.cat([part.flatten().to(moved[0]) for part in moved]), float(course.distance[_STEPS])
+
+
+def _share(displacement: float) -> str:
+    return f" ({displacement:.2%} of the weights' norm away)" if math.isfinite(displacement) else ""
 
 
 def _consequence(relative: float) -> str:

@@ -21,6 +21,10 @@ DataOption = Annotated[str, typer.Option("--data", help="Name of a data set, a f
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the report here (.html or .md).")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the numbers here.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Root of every random stream.")]
+OutputOption = Annotated[
+    str | None,
+    typer.Option("--output", help="The part of a tuple (0, 1, ...) or dict (its key) that holds the logits."),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps, ...")]
 
 
@@ -71,6 +75,11 @@ def check_device(name: str) -> str:
             f"the device {name!r} is not available here; `wideangle doctor` lists those that are"
         ) from error
     return name
+
+
+def output_pick(text: str | None) -> int | str | None:
+    """What --output names: a place in a tuple where it is a number, a key else."""
+    return int(text) if text is not None and text.lstrip("-").isdigit() else text
 
 
 def load_data(name: str, n: int | None, seed: int, default: int | None = None) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,20 @@ def build(target: str, dataset: Dataset, seed: int) -> nn.Module:
 
     with _stream(seed):
         factory = import_function(target)
-        made = _call(factory, target, dataset)
+        try:
+            made = _call(factory, target, dataset)
+        except InputError:
+            raise
+        except Exception as error:  # the user's own code may raise anything
+            raise InputError(f"{target} raised {_told(error)}") from error
     return _model(made, target)
+
+
+def _told(error: Exception) -> str:
+    """The error and the place in the user's code where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def _stream(seed: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,13 @@ from wideangle.cli._common import (
     DeviceOption,
     JsonOption,
     OutOption,
+    OutputOption,
     SeedOption,
     check_device,
     command_line,
     load_data,
+    output_pick,
+    warn,
 )
 
 SAMPLES = 512
@@ -38,6 +42,7 @@ def measure(
     plan: Annotated[Path | None, typer.Option("--plan", help="Write the plan here.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
+    output: OutputOption = None,
 ) -> None:
     """Measure how TARGET will train on the data; print the verdict and write report, numbers and plan."""
     outputs = _output.Outputs(out, json, plan).check()
@@ -57,20 +62,25 @@ def measure(
         steps=steps,
         seed=seed,
         device=place,
-        output=None,
+        output=output_pick(output),
         command=command_line(ctx),
         data=data,
         name=target,
         on_section=_output.section,
     )
     _output.verdict(result)
-    if result.plan is not None:
+    decided = result.plan is not None and bool(result.plan.decided)
+    if result.plan is not None and decided:
         _output.plan_table(result.plan)
-    _output.files(outputs.write(result))
+    if plan is not None and not decided and result.complete:
+        warn(
+            "no plan is written: the sections that decide something (step-size, labels) were left out or failed"
+        )
+    _output.files((outputs if decided else replace(outputs, plan=None)).write(result))
     if not result.complete:
         typer.echo("stopped before the end; what is above was measured", err=True)
         raise typer.Exit(STOPPED)
-    if plan is not None and result.plan is not None:
+    if plan is not None and result.plan is not None and decided:
         from wideangle.report import _tables
 
         after = _tables.next_command(result.plan, command_line(ctx))

@@ -13,9 +13,11 @@ from wideangle.cli._common import (
     DeviceOption,
     JsonOption,
     OutOption,
+    OutputOption,
     check_device,
     command_line,
     load_data,
+    output_pick,
     warn,
 )
 from wideangle.errors import InputError
@@ -41,6 +43,7 @@ def act(
         int | None, typer.Option("--seed", help="Root of every random stream; the plan's else.")
     ] = None,
     device: DeviceOption = "cpu",
+    output: OutputOption = None,
 ) -> None:
     """Train TARGET as the plan says and report predicted against measured."""
     outputs = _output.Outputs(out, json).check()
@@ -54,6 +57,11 @@ def act(
     from wideangle.cli._target import build
 
     root = scheme.seed if seed is None else seed
+    if root != scheme.seed:
+        warn(
+            f"the plan was made with seed {scheme.seed}, this is seed {root}: other samples and other weights, so "
+            "its predicted loss is that of a model of the same kind"
+        )
     dataset = load_data(data_name, scheme.samples if n is None else n, root)
     model = build(model_name, dataset, root)
     facts = f"{len(dataset)} samples, loss {scheme.loss}, seed {root}, {place}"
@@ -68,6 +76,7 @@ def act(
         resume=resume,
         seed=root,
         device=place,
+        output=output_pick(output),
         command=command_line(ctx),
         name=model_name,
         data=data_name,

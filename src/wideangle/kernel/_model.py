@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
@@ -21,6 +22,7 @@ __all__ = [
     "check_model",
     "copied",
     "explained",
+    "from_numpy",
     "logits",
     "select_parameters",
     "take",
@@ -40,6 +42,19 @@ def batch_size(batch: Batch) -> int:
     if len(set(sizes.values())) != 1:
         raise InputError(f"the tensors of a dict batch need one common first dimension, got {sizes}")
     return next(iter(sizes.values()))
+
+
+def from_numpy(x: np.ndarray) -> Tensor:
+    """Return an array of numbers as a tensor; floats take torch's default type, as torch's own layers do.
+
+    Raises:
+        InputError: the array holds no numbers.
+    """
+    try:
+        tensor = torch.as_tensor(x)
+    except TypeError as error:
+        raise InputError(f"x is an array of {x.dtype}; give numbers") from error
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
 def take(batch: Batch, rows: slice | Tensor) -> Batch:
@@ -88,6 +103,8 @@ def _check_finite(batch: Batch) -> None:
 
 def batches(x: Any, device: torch.device) -> list[Batch]:
     """Return `x` as a list of batches on `device`: a tensor, a dict, or any iterable (a DataLoader)."""
+    if isinstance(x, np.ndarray):
+        x = from_numpy(x)
     items = [x] if isinstance(x, (Tensor, Mapping)) else x
     if not isinstance(items, Iterable) or isinstance(items, (str, bytes)):
         raise InputError(
@@ -251,7 +268,7 @@ def logits(raw: Any, output: OutputPick, samples: int) -> Tensor:
         keys = f" with {', '.join(map(str, raw))}" if isinstance(raw, Mapping) else ""
         raise InputError(
             f"the model returns a {type(raw).__name__}{keys}, not a tensor; say which part holds the "
-            f"logits, for example {hint}"
+            f"logits, for example {hint} (--output on the command line)"
         )
     if raw.dim() == 0 or raw.shape[0] != samples:
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,24 +58,26 @@ def quickest_product(factors: Factors, *, max_memory: int | None = None) -> Fact
 class LinearisedRun(Result):
     """What gradient descent on the linearised model does: the loss before each step and the way gone.
 
-    `losses[t]` is the loss after t steps; `distance[t]` = |w_t - w_0|.
+    `losses[t]` is the loss after t steps; `distance[t]` = |w_t - w_0|. After the last step, `outputs` are
+    f_T (n, C) and `way` is the a (n, C) with w_T - w_0 = J^T a, which `Factors.pull` turns into weights.
     """
 
     losses: np.ndarray = field(default_factory=lambda: np.zeros(0))
     distance: np.ndarray = field(default_factory=lambda: np.zeros(0))
     outputs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
+    way: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
 
 
 def linearised_descent(
     factors: Factors | DenseKernel,
     start: Tensor,
     loss: Callable[[Tensor], Tensor],
-    step: float,
+    step: float | Sequence[float],
     steps: int,
 ) -> LinearisedRun:
     """Return the exact course of full-batch gradient descent on the linearised model.
 
-    f_{t+1} = f_t - step * K dL/df(f_t),   w_t - w_0 = -J^T sum_s step * dL/df(f_s)
+    f_{t+1} = f_t - step_t * K dL/df(f_t),   w_t - w_0 = -J^T sum_s step_s * dL/df(f_s)
 
     Exact for the linearisation, for any loss and without an eigendecomposition.
 
@@ -85,14 +87,15 @@ def linearised_descent(
         factors: the factor cache with all outputs, or what `quickest_product` makes of it.
         start: the model's outputs f_0, (n, C).
         loss: outputs (n, C) -> scalar loss; the targets are inside.
-        step: the step size.
+        step: the step size, or one for each step.
         steps: T.
 
     Returns:
         Losses and distances at t = 0..T; after an overflow the rest is inf.
 
     Raises:
-        InputError: the start does not fit the factors, or step and steps are not positive.
+        InputError: the start does not fit the factors, step or steps are not positive, or there are fewer
+            step sizes than steps.
 
     Example:
         >>> from wideangle.kernel import factors
@@ -106,8 +109,11 @@ def linearised_descent(
             f"start has shape {tuple(start.shape)}, the factors are of {factors.samples} samples and "
             f"{factors.outputs} outputs"
         )
-    if not (step > 0 and steps > 0):
+    sizes = list(step) if isinstance(step, Sequence) else [step] * steps
+    if steps < 1 or not all(size > 0 for size in sizes):
         raise InputError(f"step={step} and steps={steps} must be positive")
+    if len(sizes) < steps:
+        raise InputError(f"{len(sizes)} step sizes for steps={steps}; give one number, or one for each step")
     f = start.detach().clone()
     losses = np.full(steps + 1, np.inf)
     distance = np.full(steps + 1, np.inf)
@@ -121,11 +127,12 @@ def linearised_descent(
         losses[t] = float(value.detach())
         if t == steps or not np.isfinite(losses[t]):
             break
-        move = -step * torch.autograd.grad(value, f)[0]
+        move = -sizes[t] * torch.autograd.grad(value, f)[0]
         change = factors @ move
         # |J^T (a + b)|^2 = |J^T a|^2 + 2 a . K b + b . K b
         square += float((2 * travelled * change).sum() + (move * change).sum())
         travelled = travelled + move
         distance[t + 1] = max(square, 0.0) ** 0.5
         f = f.detach() + change
-    return LinearisedRun(losses, distance, f.detach().double().cpu().numpy())
+    ends = (tensor.detach().double().cpu().numpy() for tensor in (f, travelled))
+    return LinearisedRun(losses, distance, *ends)

@@ -73,10 +73,19 @@ def next_command(plan: Plan, command: str | None) -> str | None:
         words = shlex.split(command or "")
     except ValueError:
         words = []
-    given = [after for before, after in itertools.pairwise(words) if before == "--plan"]
-    given += [word.partition("=")[2] for word in words if word.startswith("--plan=")]
-    name = given[-1] if given else "plan.json"
-    return shlex.join(["wideangle", "train", clean(plan.model), "--data", clean(plan.data), "--plan", name])
+    name = _option(words, "--plan") or "plan.json"
+    picked = _option(words, "--output")
+    rest = [] if picked is None else ["--output", picked]
+    return shlex.join(
+        ["wideangle", "train", clean(plan.model), "--data", clean(plan.data), "--plan", name, *rest]
+    )
+
+
+def _option(words: Sequence[str], option: str) -> str | None:
+    """The last value typed for an option, as `--option value` or `--option=value`."""
+    given = [after for before, after in itertools.pairwise(words) if before == option]
+    given += [word.partition("=")[2] for word in words if word.startswith(f"{option}=")]
+    return given[-1] if given else None
 
 
 def command_of(figure: Figure | Table, section: Section, document: Document) -> str | None:

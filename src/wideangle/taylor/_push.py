@@ -80,6 +80,6 @@ def pick_tensor(raw: Any, output: OutputPick) -> Tensor:
     if not isinstance(raw, Tensor):
         raise InputError(
             f"the model returns a {type(raw).__name__}, not a tensor; say which part to take, "
-            "for example output=0 or output='logits'"
+            "for example output=0 or output='logits' (--output on the command line)"
         )
     return raw

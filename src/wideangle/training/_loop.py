@@ -86,8 +86,8 @@ class Run:
 
     def _batch_starts(self) -> list[int]:
         starts = list(range(0, self.samples, self.recipe.batch_size))
-        if len(starts) > 1 and self.samples - starts[-1] == 1:
-            starts.pop()
+        if self.recipe.batch_size > 1 and len(starts) > 1 and self.samples - starts[-1] == 1:
+            starts.pop()  # BatchNorm cannot take a batch of one
         return starts
 
     def rows(self, step: int) -> Tensor | slice:

@@ -114,7 +114,7 @@ def _checked(found: dict[str, Any], samples: int) -> dict[str, Any]:
         "optimizer": name,
         "momentum": momentum,
         "warmup_steps": _whole("warmup_steps", found["warmup_steps"], 0),
-        "steps": _whole("steps", found["steps"], 0),
+        "steps": _whole("steps", found["steps"], 1),
         "seed": _whole("seed", found["seed"], None),
     }
 

@@ -10,12 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wideangle.document import Document
 from wideangle.errors import InputError, NumericsError
-from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, select_parameters, take
+from wideangle.kernel._model import (
+    Batch,
+    OutputPick,
+    batch_size,
+    batches,
+    from_numpy,
+    select_parameters,
+    take,
+)
 from wideangle.plan import Plan
 from wideangle.result import Provenance
 from wideangle.targets import prepare_targets
@@ -140,6 +149,7 @@ def train(
     file = _check_file(checkpoint, resume, checkpoint_every)
     inputs = _check_inputs(model, x, y, place)
     recipe = make_recipe(plan, len(y), given)
+    _check_batch(model, recipe)
     targets = _targets(model, inputs, y, recipe, output, place)
     wanted = log_spaced(recipe.steps, [int(point[0]) for point in plan.predicted_loss])
     with _gradients_kept(model), private_randomness(recipe.seed, place), Interrupt() as interrupt:
@@ -171,6 +181,8 @@ def _check_inputs(model: nn.Module, x: Batch, y: Any, place: torch.device) -> Ba
         if not bool(torch.isfinite(parameter).all()):
             raise InputError(f"parameter {key!r} is not finite before training; initialise the model again")
     chosen = select_parameters(model, None)
+    if isinstance(x, np.ndarray):
+        x = from_numpy(x)
     if not isinstance(x, (Tensor, dict)):
         raise InputError(f"x is a {type(x).__name__}; give a tensor or a dict of tensors")
     if not hasattr(y, "__len__") or len(y) != batch_size(x):
@@ -204,6 +216,15 @@ def _targets(
             "dimension must be the sample"
         )
     return prepare_targets(y, outputs[0].numel(), recipe.loss, outputs.dtype).to(place)
+
+
+def _check_batch(model: nn.Module, recipe: Recipe) -> None:
+    norms = [n for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms and recipe.batch_size == 1:
+        raise InputError(
+            f"batch_size=1, but layer {norms[0]!r} is a BatchNorm, which needs 2 samples or more a step; give "
+            "batch_size=2 or more"
+        )
 
 
 @contextmanager
