@@ -60,6 +60,8 @@ def parse(path: Path) -> ast.Module:
 def part_of(module: str) -> str:
     """The row entry of a module: wideangle.kernel.gram -> kernel; private top modules serve training."""
     name = module.split(".")[1] if "." in module else ""
+    if name == "__main__":
+        return "cli"
     return "training" if name.startswith("_") and name != "__version__" else name
 
 
