@@ -18,6 +18,7 @@ _CRITICAL_STEPS = 45
 _RESTARTS = 4
 _HALVINGS = 6
 _PLAN_STEPS = 200
+_SMALLEST_SHARE = 0.1  # of a full step's time, which a step with few samples takes all the same
 _PROGRESS = 0.9  # of the reference loss
 _FALLEN = 0.995  # of the loss at the start
 _THROWN = 1.5
@@ -46,7 +47,7 @@ def run(study: Study) -> Section:
     figures += [_mode_figure(mode, around), *_sharpness_figure(trial)]
     table, stable, broken = _breaking(study, _SECONDS["breaking"] / seconds)
     largest = max((value for _, value in trial.sharpness), default=0.0)
-    plan = _check_plan(study, step / used, rise, min(int(_SECONDS["plan"] / seconds), _PLAN_STEPS))
+    plan = _check_plan(study, step / used, rise, _SECONDS["plan"] / seconds)
     study.sentences["trial"] = _sentence(
         study, trial, float(predicted[-1]), error, rise, stable, broken, plan
     )
@@ -168,17 +169,19 @@ def _breaking(study: Study, afford: float) -> tuple[Table, float, float | None]:
     return Table(title, columns, cells), stable, broken
 
 
-def _check_plan(study: Study, lowered: float, rise: float, steps: int) -> str:
+def _check_plan(study: Study, lowered: float, rise: float, afford: float) -> str:
     """Try the plan's own step and batch, lower the step until that trains, and say what came of it.
 
     The step starts from the one at which the full-batch run was not thrown off (`lowered` times smaller than
     planned). Where the sharpness rises, or the run ends no lower than it began, its halves are tried too, and
-    the one that ends lowest is taken.
+    the one that ends lowest is taken. `afford` is the number of full-batch steps there is time for.
     """
     planned, batch = study.decisions.get("step_size"), study.decisions.get("batch_size")
     if planned is None or planned.value is None or batch is None or batch.value is None:
         return ""
     step = planned.value / lowered
+    share = max(batch.value / study.samples, _SMALLEST_SHARE)
+    steps = min(int(afford / share), _PLAN_STEPS)
     tried = try_plan(study, step, batch.value, max(steps, 20))
     if rise > RISE or tried.diverged or tried.losses[-1] >= tried.losses[0]:
         steps = steps // 2  # each, and more of them
