@@ -64,6 +64,17 @@ class Chunk:
     samples: int
     structures: dict[str, Structure | None]
 
+    def part(self, rows: slice) -> Chunk:
+        """Return the structures of some of the samples, sharing memory."""
+        cut = {name: None if s is None else s.part(rows) for name, s in self.structures.items()}
+        return Chunk(len(range(self.samples)[rows]), cut)
+
+    def to(self, dtype: torch.dtype) -> Chunk:
+        """Return the structures in another precision."""
+        return Chunk(
+            self.samples, {n: None if s is None else s.to(dtype) for n, s in self.structures.items()}
+        )
+
 
 def cotangents_for(outputs: Outputs, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the rows of combinations of logits to differentiate: all, their sum, or one.
