@@ -76,7 +76,10 @@ class _Shared(Builder):
         g = torch.cat(parts, dim=2) if len(parts) != 1 else parts[0]
         if self.g is None:
             groups, b, positions, fan_out = g.shape
-            self.g = g.new_empty(groups, b, self.outputs, positions, fan_out)
+            if g.stride(2) == 1:  # images with the channel first: kept in their order
+                self.g = g.new_empty(groups, b, self.outputs, fan_out, positions).transpose(3, 4)
+            else:
+                self.g = g.new_empty(groups, b, self.outputs, positions, fan_out)
         self.g[:, :, c] = g
 
     def finish(self) -> Structure:
@@ -97,28 +100,31 @@ class _Shared(Builder):
             return SeparableOuter(cover.names, self.shapes, found[0][0], a, found[1][0, :, 0], *flags)
         if found is not None:
             w = found[0].transpose(0, 1).flatten(1)  # units of all groups, in the order of the weight's rows
-            return SeparablePositions(cover.names, self.shapes, w, self._per_unit(found[1]))
+            return SeparablePositions(cover.names, self.shapes, w, self._units(found[1][:, :, None])[:, 0])
         if self.explicit:
-            rows = torch.cat([part.flatten(2) for part in self._per_logit(g)], dim=2)
-            return Explicit(cover.names, self.shapes, rows)
+            units = self._units(g)
+            return Explicit(cover.names, self.shapes, units.flatten(2), units.shape[2])
         return Positions(cover.names, self.shapes, self.a.contiguous(), g, *flags)
 
-    def _per_logit(self, g: Tensor) -> list[Tensor]:
-        """Return the gradients of weight and bias by sample and logit, (b, C, g O, K) and (b, C, g O)."""
+    def _units(self, g: Tensor) -> Tensor:
+        """Return per-sample gradients by unit, its weights and then its bias: (b, C, g O, K + 1)."""
         groups, b, outputs, positions, fan_out = g.shape
-        rows = g.transpose(3, 4).reshape(groups * b, outputs * fan_out, positions)
-        parts = []
-        if self.cover.weight is not None:
-            weight = rows @ self.a.reshape(groups * b, positions, -1)
-            parts.append(weight.view(groups, b, outputs, fan_out, -1).permute(1, 2, 0, 3, 4).flatten(2, 3))
+        parts = [self.a] if self.cover.weight is not None else []
         if self.cover.bias is not None:
-            parts.append(rows.sum(2).view(groups, b, outputs, fan_out).permute(1, 2, 0, 3).flatten(2))
-        return parts
+            parts.append(self.a.new_ones(()).expand(groups, b, positions, 1))
+        inputs = _cat_columns(parts).reshape(groups * b, positions, -1)
+        rows = g.transpose(3, 4).reshape(groups * b, outputs * fan_out, positions)
+        found = (rows @ inputs).view(groups, b, outputs, fan_out, -1)
+        return found[0] if groups == 1 else found.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
-    def _per_unit(self, d: Tensor) -> Tensor:
-        """Return the gradients for the cotangent D, (b, g O, entries of one unit)."""
-        parts = self._per_logit(d[:, :, None])
-        return torch.cat([part[:, 0].reshape(len(part), part.shape[2], -1) for part in parts], dim=2)
+
+def _cat_columns(parts: list[Tensor]) -> Tensor:
+    """Join (g, b, T, K) along K in the memory order of the first: patches come with T innermost."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].stride(2) == 1:
+        return torch.cat([part.mT for part in parts], dim=2).mT
+    return torch.cat(parts, dim=3)
 
 
 class _PerSample(Builder):

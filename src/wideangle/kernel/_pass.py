@@ -115,7 +115,7 @@ def prepare(
     cotangents = cotangents_for(outputs, layout.outputs, layout.dtype, layout.device)
     trace = outputs != "full"
     methods = choose_methods(layout, samples, len(cotangents), trace, limit)
-    chunk = chunk_size(layout, methods, len(cotangents), limit, trace)
+    chunk = chunk_size(layout, methods, len(cotangents), limit)
     return Setting(layout, cotangents, methods, chunk)
 
 

@@ -21,7 +21,7 @@ from wideangle.kernel._structures import Explicit, Kind, Outer, Structure
 __all__ = ["SeparableOuter", "SeparablePositions", "separate"]
 
 
-_GLANCE = 8  # samples on which a product that is none shows itself
+_GLANCE = 4  # samples on which a product that is none shows itself
 
 
 def separate(g: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -35,7 +35,7 @@ def separate(g: Tensor) -> tuple[Tensor, Tensor] | None:
     groups, samples, outputs, _, width = g.shape
     if outputs == 1 or (samples > 2 * _GLANCE and separate(g[:, :_GLANCE]) is None):
         return None
-    sizes = torch.linalg.vector_norm(g, dim=2).flatten(1, 2)  # (g, b T, O)
+    sizes = (g * g).sum(2).sqrt_().flatten(1, 2)  # (g, b T, O)
     place = sizes.argmax(1)
     chosen = g.transpose(2, 3).flatten(1, 2)  # (g, b T, C, O)
     index = place[:, None, None, :].expand(groups, 1, outputs, width)
@@ -137,13 +137,8 @@ class SeparablePositions(_Separable):
     generality: ClassVar[int] = 3
 
     def general(self) -> Explicit:
-        units = self.w[:, :, None] * self.m[:, None]
-        parts, start = [], 0
-        for shape in self.shapes:
-            count = shape.numel() // shape[0]
-            parts.append(units[..., start : start + count].flatten(2))
-            start += count
-        return Explicit(self.names, self.shapes, torch.cat(parts, dim=2))
+        j = (self.w[:, :, None] * self.m[:, None]).flatten(2)
+        return Explicit(self.names, self.shapes, j, units=self.m.shape[1])
 
     def add_tile(self, other: Structure, kind: Kind, total: Tensor) -> None:
         assert isinstance(other, SeparablePositions)

@@ -239,10 +239,11 @@ class Positions(Structure):
     def general(self) -> Explicit:
         parts = []
         if self.weight:
-            parts.append(torch.einsum("gbcto,gbti->bcgoi", self.g, self.a).flatten(2))
+            parts.append(torch.einsum("gbcto,gbti->bcgoi", self.g, self.a).flatten(2, 3))
         if self.bias:
-            parts.append(self.g.sum(3).permute(1, 2, 0, 3).flatten(2))
-        return Explicit(self.names, self.shapes, torch.cat(parts, dim=2))
+            parts.append(self.g.sum(3).permute(1, 2, 0, 3).flatten(2)[..., None])
+        units = self.g.shape[0] * self.g.shape[4]
+        return Explicit(self.names, self.shapes, torch.cat(parts, dim=3).flatten(2), units)
 
     def _scatter(self, h: Tensor) -> Tensor:
         return torch.einsum("kgbto,gbti->kgoi", h, self.a.to(h.dtype))
@@ -313,6 +314,7 @@ class Explicit(Structure):
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     j: Tensor  # (b, C, p)
+    units: int = 1  # p runs over so many units, in each over the parameters
 
     sample_axis: ClassVar[dict[str, int]] = {"j": 0}
     generality: ClassVar[int] = 4
@@ -327,10 +329,10 @@ class Explicit(Structure):
         return j @ j.mT
 
     def pull(self, v: Tensor) -> tuple[Tensor, ...]:
-        flat = v.flatten(1) @ self.j.flatten(0, 1).to(v.dtype)
-        parts = flat.split([shape.numel() for shape in self.shapes], dim=1)
+        flat = (v.flatten(1) @ self.j.flatten(0, 1).to(v.dtype)).unflatten(1, (self.units, -1))
+        parts = flat.split([shape.numel() // self.units for shape in self.shapes], dim=2)
         return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True))
 
     def push(self, u: tuple[Tensor, ...]) -> Tensor:
-        flat = torch.cat([part.flatten(1) for part in u], dim=1)
+        flat = torch.cat([part.reshape(len(part), self.units, -1) for part in u], dim=2).flatten(1)
         return (flat @ self.j.flatten(0, 1).to(flat.dtype).T).view(-1, *self.j.shape[:2])
