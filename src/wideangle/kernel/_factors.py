@@ -267,7 +267,8 @@ def factors(
             (`training`, `.grad`, `requires_grad`, buffers) is left as found.
         x: a tensor (n, ...), a dict of tensors (passed as keywords), or an iterable of those or of
             (x, y) pairs, such as a DataLoader.
-        outputs: "full" or "trace" for all C logits, "sum" for their sum, or the number of one.
+        outputs: "full" or "trace" for all C logits, "sum" for their sum, the number of one, several numbers, or
+            rows (R, C) of combinations of logits such as `random_outputs` gives.
         output: which part of a tuple, dict or ModelOutput holds the logits: an index, a key or a function.
         params: None for every parameter that requires a gradient; else names (a name includes all below
             it) or a predicate on names.
