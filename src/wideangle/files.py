@@ -1,14 +1,18 @@
-"""Writing files so that nothing is lost: a temporary name first, then one rename."""
+"""Writing files so that nothing is lost: a temporary name first, then one rename; and what they were made from."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["write_atomically"]
+import torch
+from torch import Tensor
+
+__all__ = ["digest", "write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[Any]], object] | str) -> Path:
@@ -40,3 +44,15 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[Any]], ob
         Path(temporary).unlink(missing_ok=True)
         raise
     return target
+
+
+def digest(tensor: Tensor) -> str:
+    """Return shape, type and a short hash of a tensor's content, to tell whether a file belongs to it.
+
+    Example:
+        >>> digest(torch.zeros(2)).split(" sha256")[0]
+        '(2,) torch.float32'
+    """
+    host = tensor.detach().cpu().contiguous()
+    code = hashlib.sha256(host.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
+    return f"{tuple(host.shape)} {host.dtype} sha256 {code}"

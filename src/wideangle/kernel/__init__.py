@@ -7,6 +7,7 @@ kernel; `infinite` has the closed forms of infinitely wide nets; `jacobian_kerne
 from __future__ import annotations
 
 from wideangle.kernel import alignment, angles, convergence, infinite, spectrum
+from wideangle.kernel._disk import GramFile, gram_to_disk
 from wideangle.kernel._factors import Factors, factors
 from wideangle.kernel._pass import random_outputs
 from wideangle.kernel._tangent import TangentKernel
@@ -24,6 +25,7 @@ from wideangle.kernel.spectrum import Spectrum, condition_number, effective_rank
 __all__ = [
     "DenseKernel",
     "Factors",
+    "GramFile",
     "LinearisedRun",
     "Spectrum",
     "TangentKernel",
@@ -35,6 +37,7 @@ __all__ = [
     "effective_rank",
     "eigenpairs",
     "factors",
+    "gram_to_disk",
     "infinite",
     "jacobian",
     "jacobian_kernel",

@@ -77,6 +77,18 @@ class Factors:
         chunks = [replace(c, structures={n: c.structures[n] for n in names}) for c in self._chunks]
         return Factors(self._setting, chunks)
 
+    def rows(self, start: int, stop: int) -> Factors:
+        """Return the factors of the samples from `start` to `stop`; they share memory with these."""
+        chunks, first = [], 0
+        for chunk in self._chunks:
+            a, b = max(start - first, 0), min(stop - first, chunk.samples)
+            if a < b:
+                chunks.append(chunk.part(slice(a, b)))
+            first += chunk.samples
+        if not chunks:
+            raise InputError(f"rows {start} to {stop} of {self.samples} samples: nothing is left")
+        return Factors(self._setting, chunks)
+
     def gram(
         self, other: Factors | None = None, *, kind: Kind = "full", dtype: torch.dtype = torch.float64
     ) -> Tensor:

@@ -76,6 +76,14 @@ class Ranks:
         wanted = tuple(sorted({name for names in every for name in names}))
         return found if set(wanted) == set(used[-1]) else work(wanted)
 
+    def agreed_bool(self, value: bool) -> bool:
+        """Return rank 0's answer to a question on shared files."""
+        if self.size == 1:
+            return value
+        answer = torch.tensor([float(value) if self.rank == 0 else 0.0])
+        self.add([answer])
+        return bool(answer[0] > 0)
+
     def add(self, tensors: list[Tensor]) -> None:
         """Sum tensors over the ranks, in place."""
         if self.size == 1:

@@ -174,6 +174,10 @@ def check_model(model: nn.Module) -> None:
                 f"layer {name!r} ({kind}) drops units at random (p={rate}) in train mode, so the tangent "
                 "kernel is random too; call model.eval() first"
             )
+    devices = {parameter.device: name for name, parameter in model.named_parameters()}
+    if len(devices) > 1:
+        shown = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
+        raise InputError(f"the model lies on several devices ({shown}); move it to one with model.to(device)")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(f"parameter {name!r} is not initialised yet; run one forward pass first")

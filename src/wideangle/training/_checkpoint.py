@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.errors import InputError
-from wideangle.files import write_atomically
+from wideangle.files import digest, write_atomically
 from wideangle.kernel._model import Batch
 from wideangle.training._recipe import Recipe
 
@@ -30,15 +29,9 @@ def fingerprint(model: nn.Module, x: Batch, y: Tensor, recipe: Recipe) -> dict[s
     for name in ("loss", "step_size", "batch_size", "optimizer", "momentum", "warmup_steps", "seed"):
         facts[name.replace("_", " ")] = repr(getattr(recipe, name))
     for name, tensor in sorted(x.items()) if isinstance(x, dict) else [("x", x)]:
-        facts[f"inputs {name}"] = _digest(tensor)
-    facts["targets"] = _digest(y)
+        facts[f"inputs {name}"] = digest(tensor)
+    facts["targets"] = digest(y)
     return facts
-
-
-def _digest(tensor: Tensor) -> str:
-    host = tensor.detach().cpu().contiguous()
-    code = hashlib.sha256(host.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:12]
-    return f"{tuple(host.shape)} {host.dtype} sha256 {code}"
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
