@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wideangle.kernel._cover import Call, Cover
-from wideangle.kernel._structures import Explicit, Lookup, Outer, Positions, Structure
+from wideangle.kernel._structures import Explicit, Lookup, Outer, Positions, Structure, Turned
 
 __all__ = ["Builder", "builder_for"]
 
@@ -117,9 +117,26 @@ class _PerSample(Builder):
         return Explicit(self.cover.names, self.shapes, self.j)
 
 
+class _Turned(Builder):
+    """Builds with the transposed weight, and gives a structure that turns it back."""
+
+    def __init__(self, inner: Builder, shapes: tuple[torch.Size, ...]):
+        self.inner = inner
+        self.shapes = shapes
+
+    def add(self, c: int, deltas: Sequence[Tensor | None]) -> None:
+        self.inner.add(c, deltas)
+
+    def finish(self) -> Structure:
+        return Turned(self.inner.cover.names, self.shapes, self.inner.finish())
+
+
 def builder_for(
     cover: Cover, shapes: tuple[torch.Size, ...], uses: list[Call], samples: int, outputs: int, explicit: bool
 ) -> Builder:
     """Return the builder of one layer: per-sample gradients where `explicit`, else factorised."""
     kind: type[Builder] = _PerSample if explicit or cover.rule.gradient is not None else _Factorised
-    return kind(cover, shapes, uses, samples, outputs)
+    if not cover.rule.transposed or cover.weight is None:
+        return kind(cover, shapes, uses, samples, outputs)
+    inner = kind(cover, (torch.Size(reversed(shapes[0])), *shapes[1:]), uses, samples, outputs)
+    return _Turned(inner, shapes)

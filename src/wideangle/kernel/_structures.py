@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Explicit", "Lookup", "Outer", "Positions", "Structure"]
+__all__ = ["Explicit", "Lookup", "Outer", "Positions", "Structure", "Turned"]
 
 Kind = Literal["full", "trace"]
 _TEMPORARY_BYTES = 64 * 2**20
@@ -308,3 +308,33 @@ class Explicit(Structure):
     def push(self, u: tuple[Tensor, ...]) -> Tensor:
         flat = torch.cat([part.flatten(1) for part in u], dim=1)
         return (flat @ self.j.flatten(0, 1).to(flat.dtype).T).view(-1, *self.j.shape[:2])
+
+
+@dataclass
+class Turned(Structure):
+    """A layer whose weight is stored as (K, O): its transpose is handled within, parameters are turned.
+
+    K[i,c,j,d] does not depend on the order of a weight's entries
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    within: Structure
+
+    @property
+    def nbytes(self) -> int:
+        return self.within.nbytes
+
+    def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
+        assert isinstance(other, Turned)
+        return self.within.tile(other.within, kind, dtype)
+
+    def blocks(self, dtype: torch.dtype) -> Tensor:
+        return self.within.blocks(dtype)
+
+    def pull(self, v: Tensor) -> tuple[Tensor, ...]:
+        weight, *rest = self.within.pull(v)
+        return weight.mT.contiguous(), *rest
+
+    def push(self, u: tuple[Tensor, ...]) -> Tensor:
+        return self.within.push((u[0].mT, *u[1:]))
