@@ -15,7 +15,7 @@ def whole_batch_kernel(model: nn.Module, x: Tensor) -> Tensor:
     """The kernel from the Jacobian of the whole batch: the model sees no sample alone."""
 
     def forward(parameters: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(model, parameters, (x,))
+        return torch.func.functional_call(model, parameters, (x,)).flatten(1)
 
     parts = torch.func.jacrev(forward)(dict(model.named_parameters()))
     j = torch.cat([part.flatten(2) for part in parts.values()], dim=2)
@@ -129,6 +129,13 @@ class GatedRMSNorm(ShiftNorm):
         return x * self.weight * gate
 
 
+class ChannelNorm(ShiftNorm):
+    """Scales the first dimension after the samples, not the last, and writes into its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2.0) * self.weight[:, None]
+
+
 class Gated(nn.Module):
     def __init__(self):
         super().__init__()
@@ -139,11 +146,13 @@ class Gated(nn.Module):
 
 
 def test_what_only_looks_like_a_known_layer():
-    x = normal(5, 4)
-    for model, fallback in (
-        (nn.Sequential(ShiftNorm(), nn.Linear(4, 2)), "0.weight"),
-        (Gated(), "norm.weight"),
+    for model, shape, fallback in (
+        (nn.Sequential(ShiftNorm(), nn.Linear(4, 2)), (5, 4), "0.weight"),
+        (Gated(), (5, 4), "norm.weight"),
+        (nn.Sequential(nn.Linear(3, 3), ChannelNorm(), nn.Linear(3, 2)), (5, 4, 3), "1.weight"),
+        (nn.Sequential(nn.Linear(3, 4), ChannelNorm(), nn.Linear(4, 2)), (5, 4, 3), "1.weight"),
     ):
+        x = normal(*shape)
         cache, expected = factors(fresh(model), x), whole_batch_kernel(model, x)
         assert cache.fallback == (fallback,)
         assert (cache.gram() - expected).norm() < 1e-10 * expected.norm()

@@ -116,19 +116,25 @@ def _at_weight(module: nn.Module, value: float, a: Tensor) -> Tensor:
     assert weight is not None
     bare.__dict__["_parameters"] = {"weight": torch.full_like(weight, value)}
     bare.__dict__["_buffers"] = {n: b if b is None else b.clone() for n, b in module._buffers.items()}
-    return bare.forward(a)
+    return bare.forward(a.clone())
 
 
 @torch.no_grad()
-def _foreign_norm(module: nn.Module, a: Tensor) -> Tensor:
-    """Return the factor of a weight that enters linearly: w * n(x) and (1 + w) * n(x) alike."""
-    return _at_weight(module, 1.0, a) - _at_weight(module, 0.0, a)
+def _foreign_gradient(module: nn.Module, a: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of a weight that enters linearly: w * n(x) and (1 + w) * n(x) alike."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    factor = dz * (_at_weight(module, 1.0, a) - _at_weight(module, 0.0, a))
+    if factor.shape[-1:] != weight.shape:  # it scales another dimension: autograd will not agree with zeros
+        factor = factor.new_zeros(len(a), *weight.shape)
+    scale = _sum_to(factor, weight.shape, channel_first=False)
+    return scale, scale.new_zeros(scale.shape)
 
 
 _LINEAR = Rule(_linear_positions, _linear_cotangents)
 _CONV = Rule(_conv_positions, _conv_cotangents)
 _TRANSPOSED_LINEAR = Rule(_linear_positions, _linear_cotangents, transposed=True)
-_FOREIGN_NORM = Rule(gradient=_norm_gradient(_foreign_norm, channel_first=False))
+_FOREIGN_NORM = Rule(gradient=_foreign_gradient)
 _BATCH_NORM = Rule(gradient=_norm_gradient(_batch_norm, channel_first=True))
 
 _RULES: dict[type[nn.Module], Rule] = {
@@ -160,7 +166,8 @@ def _foreign_rule(module: nn.Module) -> Rule | None:
     """Return the rule of a layer as model libraries write their own: GPT-2's Conv1D, norms that only scale."""
     name = type(module).__name__
     dimensions = {local: p.dim() for local, p in module._parameters.items() if p is not None}
-    if name == "Conv1D" and dimensions == {"weight": 2, "bias": 1}:  # x @ weight + bias
+    known = type(module).__module__.partition(".")[0] == "transformers"
+    if known and name == "Conv1D" and dimensions == {"weight": 2, "bias": 1}:  # x @ weight + bias
         return _TRANSPOSED_LINEAR
     if name.endswith("Norm") and dimensions == {"weight": 1}:  # RMSNorm under its many names
         alone = len(inspect.signature(type(module).forward).parameters) == 2
