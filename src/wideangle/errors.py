@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["ConvergenceError", "InputError", "MissingExtraError", "NumericsError", "WideangleError"]
+__all__ = [
+    "ConvergenceError",
+    "InputError",
+    "MissingExtraError",
+    "NumericsError",
+    "RankError",
+    "WideangleError",
+]
 
 
 class WideangleError(Exception):
@@ -23,3 +30,7 @@ class ConvergenceError(WideangleError, RuntimeError):
 
 class MissingExtraError(WideangleError, ImportError):
     """A feature needs a package of an extra that is not installed; the message names the extra."""
+
+
+class RankError(WideangleError, RuntimeError):
+    """Another process of a distributed run stopped answering; the message says what is kept."""

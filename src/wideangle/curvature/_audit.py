@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from wideangle.curvature._trace import ATTENTION, SOFTMAX, Trace, first_tensor, is_torch, observe, run
 from wideangle.errors import InputError
 from wideangle.kernel._model import OutputPick
+from wideangle.kernel._push import pick_tensor
 from wideangle.result import Provenance, Result
 from wideangle.seeds import generator
-from wideangle.taylor._push import pick_tensor
 
 __all__ = ["Audit", "audit"]
 

@@ -21,9 +21,9 @@ from wideangle.kernel._model import (
     plain_attention,
     select_parameters,
 )
+from wideangle.kernel._push import Named, push_forward
 from wideangle.result import Provenance, Result
 from wideangle.seeds import generator
-from wideangle.taylor._push import Named, push_forward
 
 __all__ = ["Direction", "LinearityGap", "linearity_gap"]
 

@@ -18,8 +18,8 @@ from wideangle.kernel._model import (
     select_parameters,
     take,
 )
+from wideangle.kernel._push import pick_tensor
 from wideangle.targets import loss_function, prepare_targets
-from wideangle.taylor._push import pick_tensor
 
 __all__ = ["LossFunction", "LossHessian", "refuse_random"]
 

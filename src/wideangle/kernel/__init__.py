@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from wideangle.kernel import alignment, angles, convergence, infinite, spectrum
 from wideangle.kernel._factors import Factors, factors
+from wideangle.kernel._pass import random_outputs
+from wideangle.kernel._tangent import TangentKernel
 from wideangle.kernel.function_space import (
     DenseKernel,
     LinearisedRun,
@@ -24,6 +26,7 @@ __all__ = [
     "Factors",
     "LinearisedRun",
     "Spectrum",
+    "TangentKernel",
     "TopEigenpairs",
     "alignment",
     "angles",
@@ -38,6 +41,7 @@ __all__ = [
     "lanczos_eigenpairs",
     "linearised_descent",
     "quickest_product",
+    "random_outputs",
     "spectrum",
     "tangent_kernel",
     "top_eigenpairs",

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from wideangle.errors import InputError
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, take
 from wideangle.kernel._pass import Chunk, Outputs, Setting, collect_chunk, device_of, prepare, with_reroutes
-from wideangle.kernel._structures import Kind
+from wideangle.kernel._structures import Kind, add_tile
 from wideangle.kernel.cost import memory_limit, sample_bytes
 
 __all__ = ["Factors", "collect", "factors"]
+
+TILE: dict[Kind, int] = {"trace": 256, "full": 64}  # samples on a side: what stays in cache
+_CONVERTED_BYTES = 512 * 2**20
 
 
 class Factors:
@@ -103,36 +106,49 @@ class Factors:
             self.samples, *wide, theirs.samples, *wide, dtype=dtype, device=self._setting.layout.device
         )
         columns_axis = len(wide) + 1
-        for i, rows in enumerate(_spans(self._chunks)):
-            for j, columns in enumerate(_spans(theirs._chunks)):
-                if other is None and j > i:
-                    continue
-                tile = self._tile(self._chunks[i], theirs._chunks[j], kind, dtype)
+        rows = self._pieces(kind, dtype)
+        columns = rows if other is None else theirs._pieces(kind, dtype)
+        for i, (here, mine) in enumerate(rows):
+            for j, (there, others) in enumerate(columns[: i + 1] if other is None else columns):
+                tile = self._tile(mine, others, kind, dtype)
                 if other is None and j == i:
                     tile = (tile + _mirror(tile)).mul_(0.5)
-                result[rows].narrow(columns_axis, columns.start, columns.stop - columns.start).copy_(tile)
+                result[here].narrow(columns_axis, there.start, there.stop - there.start).copy_(tile)
                 if other is None and j < i:
-                    height = rows.stop - rows.start
-                    result[columns].narrow(columns_axis, rows.start, height).copy_(_mirror(tile))
+                    height = here.stop - here.start
+                    result[there].narrow(columns_axis, here.start, height).copy_(_mirror(tile))
         return result
+
+    def _pieces(self, kind: Kind, dtype: torch.dtype) -> list[tuple[slice, Chunk]]:
+        """Return the factors cut into tiles' sides that stay in cache, in `dtype` where that costs little."""
+        size, start, found = TILE[kind], 0, []
+        ready = self.nbytes * dtype.itemsize <= _CONVERTED_BYTES * self.dtype.itemsize
+        for chunk in self._chunks:
+            count = -(-chunk.samples // size)
+            for k in range(count):
+                rows = slice(chunk.samples * k // count, chunk.samples * (k + 1) // count)
+                piece = chunk.part(rows)
+                found.append(
+                    (slice(start + rows.start, start + rows.stop), piece.to(dtype) if ready else piece)
+                )
+            start += chunk.samples
+        return found
 
     def _tile(self, mine: Chunk, theirs: Chunk, kind: Kind, dtype: torch.dtype) -> Tensor:
         wide = (self.outputs,) if kind == "full" else ()
-        total: Tensor | None = None
+        total = torch.zeros(mine.samples, *wide, theirs.samples, *wide, dtype=dtype, device=self.device)
         for name in self.layers:
             a, b = mine.structures[name], theirs.structures[name]
             if a is not None and b is not None:
-                part = a.tile(b, kind, dtype)
-                total = part if total is None else total.add_(part)
-        if total is None:
-            total = torch.zeros(mine.samples, *wide, theirs.samples, *wide, dtype=dtype, device=self.device)
+                add_tile(a, b, kind, total)
         return total
 
     def squared_norm(self, dtype: torch.dtype = torch.float64) -> float:
         """Return |K|_F^2 of the full kernel, tile by tile, without holding it."""
         total = 0.0
-        for i, mine in enumerate(self._chunks):
-            for j, theirs in enumerate(self._chunks[: i + 1]):
+        pieces = self._pieces("full", dtype)
+        for i, (_, mine) in enumerate(pieces):
+            for j, (_, theirs) in enumerate(pieces[: i + 1]):
                 share = float(self._tile(mine, theirs, "full", dtype).square().sum())
                 total += share if i == j else 2 * share
         return total
@@ -251,7 +267,8 @@ def factors(
             (`training`, `.grad`, `requires_grad`, buffers) is left as found.
         x: a tensor (n, ...), a dict of tensors (passed as keywords), or an iterable of those or of
             (x, y) pairs, such as a DataLoader.
-        outputs: "full" or "trace" for all C logits, "sum" for their sum, or the number of one.
+        outputs: "full" or "trace" for all C logits, "sum" for their sum, the number of one, several numbers, or
+            rows (R, C) of combinations of logits such as `random_outputs` gives.
         output: which part of a tuple, dict or ModelOutput holds the logits: an index, a key or a function.
         params: None for every parameter that requires a gradient; else names (a name includes all below
             it) or a predicate on names.

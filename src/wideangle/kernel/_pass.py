@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -27,10 +27,12 @@ __all__ = [
     "cotangents_for",
     "device_of",
     "prepare",
+    "random_outputs",
     "with_reroutes",
 ]
 
-Outputs = Literal["full", "trace", "sum"] | int
+Outputs = Literal["full", "trace", "sum"] | int | Sequence[int] | Tensor
+MOST_OUTPUTS = 2048
 
 
 @dataclass(frozen=True)
@@ -64,24 +66,92 @@ class Chunk:
     samples: int
     structures: dict[str, Structure | None]
 
+    def part(self, rows: slice) -> Chunk:
+        """Return the structures of some of the samples, sharing memory."""
+        cut = {name: None if s is None else s.part(rows) for name, s in self.structures.items()}
+        return Chunk(len(range(self.samples)[rows]), cut)
+
+    def to(self, dtype: torch.dtype) -> Chunk:
+        """Return the structures in another precision."""
+        return Chunk(
+            self.samples, {n: None if s is None else s.to(dtype) for n, s in self.structures.items()}
+        )
+
 
 def cotangents_for(outputs: Outputs, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the rows of combinations of logits to differentiate: all, their sum, or one.
+    """Return the rows of combinations of logits to differentiate, (R, C): all, their sum, some, or those given.
 
     Raises:
-        InputError: the output's number is out of range, or the word is unknown.
+        InputError: an output's number is out of range, the word is unknown, rows that do not fit, or "full"
+            or "trace" with more than `MOST_OUTPUTS` logits.
     """
-    if isinstance(outputs, bool) or not isinstance(outputs, (str, int)):
-        raise InputError(f"outputs is {outputs!r}; choose 'full', 'trace', 'sum' or the number of one output")
-    if isinstance(outputs, int):
-        if not -count <= outputs < count:
-            raise InputError(f"outputs={outputs}, but the model has {count} outputs (0 to {count - 1})")
-        return torch.eye(count, dtype=dtype, device=device)[outputs][None]
+    if isinstance(outputs, Tensor) and outputs.is_floating_point():
+        if outputs.dim() != 2 or outputs.shape[1] != count or not bool(torch.isfinite(outputs).all()):
+            raise InputError(
+                f"outputs is a tensor of shape {tuple(outputs.shape)}; rows of combinations must be finite and of "
+                f"shape (R, {count})"
+            )
+        return outputs.detach().to(device, dtype)
+    if isinstance(outputs, str):
+        return _named_rows(outputs, count, dtype, device)
+    chosen: list[int] = []
+    if isinstance(outputs, int) and not isinstance(outputs, bool):
+        chosen = [outputs]
+    elif isinstance(outputs, (Sequence, Tensor)):
+        chosen = [int(number) for number in outputs]
+    if not chosen:
+        raise InputError(
+            f"outputs is {outputs!r}; choose 'full', 'trace', 'sum', the number of one output, several numbers, or "
+            "rows (R, C) such as kernel.random_outputs gives"
+        )
+    rows = torch.zeros(len(chosen), count, dtype=dtype, device=device)
+    for row, one in enumerate(chosen):
+        if not -count <= one < count:
+            raise InputError(f"outputs={one}, but the model has {count} outputs (0 to {count - 1})")
+        rows[row, one] = 1.0
+    return rows
+
+
+def _named_rows(outputs: str, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     if outputs == "sum":
         return torch.ones(1, count, dtype=dtype, device=device)
-    if outputs in ("full", "trace"):
-        return torch.eye(count, dtype=dtype, device=device)
-    raise InputError(f"outputs is {outputs!r}; choose 'full', 'trace', 'sum' or the number of one output")
+    if outputs not in ("full", "trace"):
+        raise InputError(f"outputs is {outputs!r}; choose 'full', 'trace', 'sum' or the number of one output")
+    if count > MOST_OUTPUTS:
+        raise InputError(
+            f"the model has {count} outputs a sample, and {outputs!r} takes one backward pass for each; choose some "
+            f"(outputs=[0, 5, 7]), or random ones (outputs=kernel.random_outputs({count}, 32))"
+        )
+    return torch.eye(count, dtype=dtype, device=device)
+
+
+def random_outputs(count: int, rows: int, seed: int = 0) -> Tensor:
+    """Return random combinations of C logits, (rows, C), for a model with too many to take each.
+
+        entries +-1 / sqrt(rows):   E sum_r <J_i^T u_r, J_j^T u_r> = sum_c K[i, c, j, c]
+
+    The trace kernel from `factors(model, x, outputs=random_outputs(C, r)).gram(kind="trace")` is unbiased;
+    its variance falls as 1 / rows (twice the squared Frobenius norm of the symmetrised C x C block without
+    its diagonal, over rows).
+
+    Args:
+        count: C.
+        rows: how many combinations, each one backward pass.
+        seed: of the signs.
+
+    Raises:
+        InputError: a count or a number of rows below 1.
+
+    Example:
+        >>> random_outputs(50000, 8).shape
+        torch.Size([8, 50000])
+
+    Reference: Hutchinson 1990 (trace estimation), over the outputs.
+    """
+    if count < 1 or rows < 1:
+        raise InputError(f"count={count} and rows={rows} must be at least 1")
+    signs = torch.randint(0, 2, (rows, count), generator=generator(seed, "kernel", "outputs"))
+    return (2.0 * signs - 1.0) / rows**0.5
 
 
 def prepare(
@@ -94,17 +164,27 @@ def prepare(
     params: Any,
     limit: int,
     rerouted: tuple[str, ...] = (),
+    needs_factors: bool = True,
 ) -> Setting:
-    """Return a model made ready for its factor pass: checked, probed, with a method for every layer."""
+    """Return a model made ready for its factor pass: checked, probed, with a method for every layer.
+
+    Raises:
+        InputError: as for `factors`; also where one sample's factors exceed `limit` and `needs_factors`.
+    """
     check_model(model)
     layout = arrange(model, first, output, select_parameters(model, params))
     if rerouted:
         covers = tuple(c for c in layout.covers if not set(c.names) & set(rerouted))
         layout = replace(layout, covers=covers, fallback=layout.fallback + rerouted)
     cotangents = cotangents_for(outputs, layout.outputs, layout.dtype, layout.device)
-    trace = outputs != "full"
+    trace = isinstance(outputs, str) and outputs != "full"
     methods = choose_methods(layout, samples, len(cotangents), trace, limit)
-    chunk = chunk_size(layout, methods, len(cotangents), limit, trace)
+    try:
+        chunk = chunk_size(layout, methods, len(cotangents), limit)
+    except InputError:
+        if needs_factors:
+            raise
+        chunk = 1
     return Setting(layout, cotangents, methods, chunk)
 
 

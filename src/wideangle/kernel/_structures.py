@@ -1,39 +1,73 @@
 """What one layer contributes to the tangent kernel, in the cheapest exact form.
 
 Each class holds the factors of the Jacobian J (n samples, C outputs, p parameters of that layer) of one
-chunk of samples without forming J where its structure avoids it, and offers the same six products:
-a Gram tile, the diagonal blocks, J^T v, J u, the parameters it covers and its size in memory.
+chunk of samples without forming J where its structure avoids it, and offers the same products: a Gram tile,
+the diagonal blocks, J^T v and J u. Two chunks of one layer may come in different forms; `matched` brings both
+to the more general one.
 
 Letters: b samples, C outputs, g groups, T positions a weight is shared over, K fan-in, O fan-out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Explicit", "Lookup", "Outer", "Positions", "Structure", "Turned"]
+__all__ = ["Explicit", "Lookup", "Outer", "Positions", "Structure", "Turned", "add_tile", "as_tile_rows"]
 
 Kind = Literal["full", "trace"]
 _TEMPORARY_BYTES = 64 * 2**20
 
 
 class Structure:
-    """The contribution of one layer (or of one group of parameters) for one chunk of samples."""
+    """The contribution of one layer (or of one group of parameters) for one chunk of samples.
+
+    `sample_axis` says where each of its tensors has the samples; `generality` orders the forms.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    sample_axis: ClassVar[dict[str, int]] = {}
+    generality: ClassVar[int] = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes held by the factors."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+    def part(self, rows: slice) -> Self:
+        """Return the same for some of the samples, sharing memory."""
+        held = self._tensors()
+        cut = {
+            n: held[n].movedim(axis, 0)[rows].movedim(0, axis)
+            for n, axis in self.sample_axis.items()
+            if n in held
+        }
+        return replace(self, **cut)  # type: ignore[type-var]
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """Return the same in another precision; itself where it has that precision."""
+        cast = {
+            n: v.to(dtype) for n, v in self._tensors().items() if v.is_floating_point() and v.dtype != dtype
+        }
+        return replace(self, **cast) if cast else self  # type: ignore[type-var]
+
+    def general(self) -> Structure:
+        """Return the same contribution in a more general form."""
         raise NotImplementedError
 
-    def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
-        """Return J J'^T between two chunks: (b, C, b', C) for "full", (b, b') summed over outputs for "trace"."""
+    def add_tile(self, other: Structure, kind: Kind, total: Tensor) -> None:
+        """Add J J'^T to `total`: (b, C, b', C) for "full", (b, b') summed over outputs for "trace".
+
+        Both are of one class and of the precision of `total`.
+        """
         raise NotImplementedError
 
     def blocks(self, dtype: torch.dtype) -> Tensor:
@@ -47,6 +81,21 @@ class Structure:
     def push(self, u: tuple[Tensor, ...]) -> Tensor:
         """Return J u, shape (k, b, C), for what `pull` returns."""
         raise NotImplementedError
+
+
+def add_tile(mine: Structure, theirs: Structure, kind: Kind, total: Tensor) -> None:
+    """Add the Gram tile of two structures of one layer, whatever their forms, to `total`."""
+    while mine.generality != theirs.generality:
+        if mine.generality < theirs.generality:
+            mine = mine.general()
+        else:
+            theirs = theirs.general()
+    mine.to(total.dtype).add_tile(theirs.to(total.dtype), kind, total)
+
+
+def as_tile_rows(total: Tensor, kind: Kind) -> Tensor:
+    """Return a tile as a matrix that shares its memory: (b, b') for "trace", (b C, b' C) for "full"."""
+    return total if kind == "trace" else total.view(total.shape[0] * total.shape[1], -1)
 
 
 @dataclass
@@ -63,33 +112,29 @@ class Outer(Structure):
     weight: bool
     bias: bool
 
-    @property
-    def nbytes(self) -> int:
-        return self.a.nbytes + self.g.nbytes
+    sample_axis: ClassVar[dict[str, int]] = {"a": 0, "g": 0}
+    generality: ClassVar[int] = 1
 
-    def _similarity(self, other: Outer, dtype: torch.dtype) -> Tensor:
+    def similarity(self, other: Outer) -> Tensor:
+        """Return w A A'^T + b, (b, b')."""
         rows, columns = self.a.shape[0], other.a.shape[0]
         if not self.weight:
-            return torch.ones(rows, columns, dtype=dtype, device=self.a.device)
-        gram = self.a.to(dtype) @ other.a.to(dtype).T
+            return torch.ones(rows, columns, dtype=self.a.dtype, device=self.a.device)
+        gram = self.a @ other.a.T
         return gram.add_(1.0) if self.bias else gram
 
-    def spread(self) -> Positions:
-        """Return the same contribution as positions, T = 1."""
+    def general(self) -> Positions:
         a, g = self.a[None, :, None], self.g[None, :, :, None]
         return Positions(self.names, self.shapes, a, g, self.weight, self.bias)
 
-    def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
-        if isinstance(other, (Positions, Explicit)):
-            return self.spread().tile(other, kind, dtype)
+    def add_tile(self, other: Structure, kind: Kind, total: Tensor) -> None:
         assert isinstance(other, Outer)
-        similarity = self._similarity(other, dtype)
-        mine, theirs = self.g.to(dtype), other.g.to(dtype)
+        similarity = self.similarity(other)
         if kind == "trace":
-            return similarity.mul_(mine.flatten(1) @ theirs.flatten(1).T)
-        (b, outputs, _), (columns, _, _) = mine.shape, theirs.shape
-        product = (mine.flatten(0, 1) @ theirs.flatten(0, 1).T).view(b, outputs, columns, outputs)
-        return product.mul_(similarity[:, None, :, None])
+            total.addcmul_(similarity, self.g.flatten(1) @ other.g.flatten(1).T)
+            return
+        product = self.g.flatten(0, 1) @ other.g.flatten(0, 1).T
+        total.addcmul_(product.view_as(total), similarity[:, None, :, None])
 
     def blocks(self, dtype: torch.dtype) -> Tensor:
         g = self.g.to(dtype)
@@ -128,57 +173,47 @@ class Positions(Structure):
     weight: bool
     bias: bool
 
-    @property
-    def nbytes(self) -> int:
-        return self.a.nbytes + self.g.nbytes
+    sample_axis: ClassVar[dict[str, int]] = {"a": 1, "g": 1}
+    generality: ClassVar[int] = 2
 
-    def _similarity(self, group: int, rows: slice, other: Positions, dtype: torch.dtype) -> Tensor:
+    def _similarity(self, group: int, rows: slice, other: Positions) -> Tensor:
         """Return w A A'^T + b as (rows, T, b', T')."""
-        mine, theirs = self.a[group, rows].to(dtype), other.a[group].to(dtype)
+        mine, theirs = self.a[group, rows], other.a[group]
         shape = (*mine.shape[:2], *theirs.shape[:2])
         if not self.weight:
-            return torch.ones(shape, dtype=dtype, device=mine.device)
+            return torch.ones(shape, dtype=mine.dtype, device=mine.device)
         gram = (mine.flatten(0, 1) @ theirs.flatten(0, 1).T).view(shape)
         return gram.add_(1.0) if self.bias else gram
 
-    def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
-        if isinstance(other, Explicit):
-            return self.explicit().tile(other, kind, dtype)
-        if isinstance(other, Outer):
-            other = other.spread()
+    def add_tile(self, other: Structure, kind: Kind, total: Tensor) -> None:
         assert isinstance(other, Positions)
         groups, b, outputs, positions, _ = self.g.shape
         columns, theirs = other.g.shape[1], other.g.shape[3]
         wide = outputs if kind == "full" else 1
-        each = positions * columns * theirs * dtype.itemsize * (2 + wide)
+        each = positions * columns * theirs * total.dtype.itemsize * (2 + wide)
         step = max(1, min(b, _TEMPORARY_BYTES // max(each, 1)))
-        shape = (b, outputs, columns, outputs) if kind == "full" else (b, columns)
-        result = torch.zeros(shape, dtype=dtype, device=self.g.device)
         for start in range(0, b, step):
             rows = slice(start, min(start + step, b))
             for group in range(groups):
-                similarity = self._similarity(group, rows, other, dtype)
-                mine, others = self.g[group, rows].to(dtype), other.g[group].to(dtype)
+                similarity = self._similarity(group, rows, other)
+                mine, others = self.g[group, rows], other.g[group]
                 if kind == "trace":
                     product = mine.transpose(1, 2).flatten(2).flatten(0, 1)
                     product = product @ others.transpose(1, 2).flatten(2).flatten(0, 1).T
-                    result[rows] += product.view_as(similarity).mul_(similarity).sum((1, 3))
+                    total[rows] += product.view_as(similarity).mul_(similarity).sum((1, 3))
                     continue
                 flat = others.flatten(0, 2).T
                 for c in range(outputs):
                     product = (mine[:, c].flatten(0, 1) @ flat).view(*similarity.shape[:3], outputs, theirs)
                     # (rows, T, b', C, T') weighted by the similarity of the positions
-                    result[rows, c] += product.mul_(similarity.unsqueeze(3)).sum((1, 4))
-        return result
+                    total[rows, c] += product.mul_(similarity.unsqueeze(3)).sum((1, 4))
 
     def blocks(self, dtype: torch.dtype) -> Tensor:
         _, b, outputs, _, _ = self.g.shape
         result = torch.zeros(b, outputs, outputs, dtype=dtype, device=self.g.device)
         for i in range(b):
-            one = type(self)(
-                self.names, self.shapes, self.a[:, i : i + 1], self.g[:, i : i + 1], self.weight, self.bias
-            )
-            result[i] = one.tile(one, "full", dtype)[0, :, 0, :]
+            one = self.part(slice(i, i + 1)).to(dtype)
+            one.add_tile(one, "full", result[i][None, :, None, :])
         return result
 
     def pull(self, v: Tensor) -> tuple[Tensor, ...]:
@@ -201,14 +236,14 @@ class Positions(Structure):
         h = torch.as_tensor(h).expand(u[0].shape[0], *self.g[:, :, 0].shape)
         return torch.einsum("kgbto,gbcto->kbc", h, self.g.to(u[0].dtype))
 
-    def explicit(self) -> Explicit:
-        """Return the same contribution as per-sample gradients."""
+    def general(self) -> Explicit:
         parts = []
         if self.weight:
-            parts.append(torch.einsum("gbcto,gbti->bcgoi", self.g, self.a).flatten(2))
+            parts.append(torch.einsum("gbcto,gbti->bcgoi", self.g, self.a).flatten(2, 3))
         if self.bias:
-            parts.append(self.g.sum(3).permute(1, 2, 0, 3).flatten(2))
-        return Explicit(self.names, self.shapes, torch.cat(parts, dim=2))
+            parts.append(self.g.sum(3).permute(1, 2, 0, 3).flatten(2)[..., None])
+        units = self.g.shape[0] * self.g.shape[4]
+        return Explicit(self.names, self.shapes, torch.cat(parts, dim=3).flatten(2), units)
 
     def _scatter(self, h: Tensor) -> Tensor:
         return torch.einsum("kgbto,gbti->kgoi", h, self.a.to(h.dtype))
@@ -225,22 +260,22 @@ class Lookup(Positions):
     K[i,c,j,d] = sum_{t,s} [tok_it = tok_js] (G_ict . G_jds); `a` holds the tokens, -1 for padding
     """
 
-    def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
+    def add_tile(self, other: Structure, kind: Kind, total: Tensor) -> None:
         assert isinstance(other, Lookup)
         known = torch.unique(self.a[self.a >= 0])
         b, outputs, positions, width = self.g.shape[1:]
         if len(known) >= positions * other.g.shape[3]:
-            return super().tile(other, kind, dtype)
+            super().add_tile(other, kind, total)
+            return
         # fewer tokens than pairs of positions: per-sample gradients of the rows used, some rows at a time
-        shape = (b, outputs, other.g.shape[1], outputs) if kind == "full" else (b, other.g.shape[1])
-        result = torch.zeros(shape, dtype=dtype, device=self.g.device)
-        each = (b + other.g.shape[1]) * outputs * width * dtype.itemsize
+        each = (b + other.g.shape[1]) * outputs * width * total.dtype.itemsize
         step = max(1, _TEMPORARY_BYTES // each)
         for start in range(0, len(known), step):
             some = known[start : start + step]
-            mine, theirs = (Explicit(one.names, one.shapes, one.rows(some, dtype)) for one in (self, other))
-            result += mine.tile(theirs, kind, dtype)
-        return result
+            mine, theirs = (
+                Explicit(one.names, one.shapes, one.rows(some, total.dtype)) for one in (self, other)
+            )
+            mine.add_tile(theirs, kind, total)
 
     def rows(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the per-sample gradients of some rows of the table, (b, C, tokens * width); tokens sorted."""
@@ -252,10 +287,10 @@ class Lookup(Positions):
         index = place[:, None, :, None].expand(b, outputs, positions, width)
         return table.scatter_add_(2, index, self.g[0].to(dtype) * hit).flatten(2)
 
-    def _similarity(self, group: int, rows: slice, other: Positions, dtype: torch.dtype) -> Tensor:
+    def _similarity(self, group: int, rows: slice, other: Positions) -> Tensor:
         mine, theirs = self.a[group, rows, :, 0], other.a[group, :, :, 0]
         same = mine[:, :, None, None] == theirs[None, None]
-        return (same & (mine >= 0)[:, :, None, None]).to(dtype)
+        return (same & (mine >= 0)[:, :, None, None]).to(self.g.dtype)
 
     def _scatter(self, h: Tensor) -> Tensor:
         tokens = self.a[0, :, :, 0].flatten()
@@ -279,34 +314,27 @@ class Explicit(Structure):
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     j: Tensor  # (b, C, p)
+    units: int = 1  # p runs over so many units, in each over the parameters
 
-    @property
-    def nbytes(self) -> int:
-        return self.j.nbytes
+    sample_axis: ClassVar[dict[str, int]] = {"j": 0}
+    generality: ClassVar[int] = 4
 
-    def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
-        if isinstance(other, Outer):
-            other = other.spread()
-        if isinstance(other, Positions):
-            other = other.explicit()
+    def add_tile(self, other: Structure, kind: Kind, total: Tensor) -> None:
         assert isinstance(other, Explicit)
-        mine, theirs = self.j.to(dtype), other.j.to(dtype)
-        if kind == "trace":
-            return mine.flatten(1) @ theirs.flatten(1).T
-        (b, outputs, _), columns = mine.shape, theirs.shape[0]
-        return (mine.flatten(0, 1) @ theirs.flatten(0, 1).T).view(b, outputs, columns, outputs)
+        mine, theirs = (j.flatten(1) if kind == "trace" else j.flatten(0, 1) for j in (self.j, other.j))
+        as_tile_rows(total, kind).addmm_(mine, theirs.T)
 
     def blocks(self, dtype: torch.dtype) -> Tensor:
         j = self.j.to(dtype)
         return j @ j.mT
 
     def pull(self, v: Tensor) -> tuple[Tensor, ...]:
-        flat = v.flatten(1) @ self.j.flatten(0, 1).to(v.dtype)
-        parts = flat.split([shape.numel() for shape in self.shapes], dim=1)
+        flat = (v.flatten(1) @ self.j.flatten(0, 1).to(v.dtype)).unflatten(1, (self.units, -1))
+        parts = flat.split([shape.numel() // self.units for shape in self.shapes], dim=2)
         return tuple(part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True))
 
     def push(self, u: tuple[Tensor, ...]) -> Tensor:
-        flat = torch.cat([part.flatten(1) for part in u], dim=1)
+        flat = torch.cat([part.reshape(len(part), self.units, -1) for part in u], dim=2).flatten(1)
         return (flat @ self.j.flatten(0, 1).to(flat.dtype).T).view(-1, *self.j.shape[:2])
 
 
@@ -325,9 +353,15 @@ class Turned(Structure):
     def nbytes(self) -> int:
         return self.within.nbytes
 
-    def tile(self, other: Structure, kind: Kind, dtype: torch.dtype) -> Tensor:
+    def part(self, rows: slice) -> Self:
+        return replace(self, within=self.within.part(rows))
+
+    def to(self, dtype: torch.dtype) -> Self:
+        return replace(self, within=self.within.to(dtype))
+
+    def add_tile(self, other: Structure, kind: Kind, total: Tensor) -> None:
         assert isinstance(other, Turned)
-        return self.within.tile(other.within, kind, dtype)
+        add_tile(self.within, other.within, kind, total)
 
     def blocks(self, dtype: torch.dtype) -> Tensor:
         return self.within.blocks(dtype)

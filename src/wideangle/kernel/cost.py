@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from wideangle.kernel._capture import Layout
     from wideangle.kernel._cover import Cover
 
-__all__ = ["choose_methods", "chunk_size", "free_memory", "memory_limit", "sample_bytes"]
+__all__ = ["choose_methods", "chunk_size", "free_memory", "memory_limit", "pass_bytes", "sample_bytes"]
 
 Method = Literal["factorised", "per-sample"]
+_PASS_BYTES = 512 * 2**20
+_SMALLEST_PASS, _LARGEST_PASS = 16, 256
 
 
 def free_memory(device: torch.device) -> int:
@@ -124,19 +126,22 @@ def sample_bytes(layout: Layout, methods: dict[str, Method], outputs: int) -> in
     return total * layout.dtype.itemsize
 
 
-def chunk_size(layout: Layout, methods: dict[str, Method], outputs: int, limit: int, trace: bool) -> int:
-    """Return how many samples one pass and one tile take: what stays in cache, and fits `limit` bytes.
+def pass_bytes(layout: Layout, methods: dict[str, Method], outputs: int) -> int:
+    """Return the bytes one sample needs while its factors are made: graph, gradients of all logits, factors."""
+    return (4 + outputs) * layout.activation_bytes + 2 * sample_bytes(layout, methods, outputs)
+
+
+def chunk_size(layout: Layout, methods: dict[str, Method], outputs: int, limit: int) -> int:
+    """Return how many samples one pass takes: large enough for fast products, and within `limit` bytes.
 
     Raises:
         InputError: one sample alone needs more than `limit`.
     """
-    # a pass holds the activations with their graph and gradients, and the fallback a Jacobian's work space
-    each = 4 * layout.activation_bytes + 2 * sample_bytes(layout, methods, outputs)
+    each = pass_bytes(layout, methods, outputs)
     if each > limit:
         raise InputError(
             f"one sample needs about {each / 2**20:.0f} MiB, more than max_memory = {limit / 2**20:.0f} MiB; "
             "raise max_memory, or select fewer outputs or parameters"
         )
-    preferred = 256 if trace else 64
-    # a tile holds two chunks in the precision of the sums beside the cached factors
-    return max(1, min(preferred, limit // (8 * each)))
+    preferred = min(_LARGEST_PASS, max(_SMALLEST_PASS, _PASS_BYTES // each))
+    return max(1, min(preferred, limit // (4 * each)))

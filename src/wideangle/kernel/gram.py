@@ -47,7 +47,8 @@ def tangent_kernel(
             as found.
         x1: samples: a tensor (n1, ...), a dict of tensors, or an iterable of batches (a DataLoader).
         x2: other samples for a cross-kernel; left out, the kernel is symmetric by construction.
-        outputs: "full", "trace", "sum" or the number of one output.
+        outputs: "full", "trace", "sum" or the number of one output; several numbers, or rows (R, C) of
+            combinations of logits such as `random_outputs` gives: then (n1, R, n2, R).
         reduction: whether "trace" and "sum" add over outputs or average.
         output: which part of the model's return value holds the logits: an index, a key or a function.
             Logits of more than two dimensions are flattened to (n, C).
@@ -73,7 +74,8 @@ def tangent_kernel(
     """
     if reduction not in ("sum", "mean"):
         raise InputError(f"reduction is {reduction!r}; choose 'sum' or 'mean'")
-    if reduction == "mean" and outputs not in ("trace", "sum"):
+    word = outputs if isinstance(outputs, str) else None
+    if reduction == "mean" and word not in ("trace", "sum"):
         raise InputError(f"reduction='mean' goes with outputs='trace' or 'sum', not with {outputs!r}")
     if not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}; sums over parameters need a floating-point type")
@@ -94,7 +96,7 @@ def tangent_kernel(
             limit=limit,
             rerouted=rerouted,
         )
-        kind: Kind = "trace" if outputs == "trace" else "full"
+        kind: Kind = "trace" if word == "trace" else "full"
         wide = setting.outputs**2 if kind == "full" else 1
         size = _count(first) * _count(second or first) * wide * dtype.itemsize
         if size > limit:
@@ -112,10 +114,10 @@ def tangent_kernel(
         raise NumericsError(
             f"the kernel overflows {dtype}: gradients are too large; scale the inputs or weights"
         )
-    if outputs not in ("full", "trace"):
+    if word == "sum" or isinstance(outputs, int):
         kernel = kernel[:, 0, :, 0]
     if reduction == "mean":
-        kernel = kernel / (count if outputs == "trace" else count**2)
+        kernel = kernel / (count if word == "trace" else count**2)
     return kernel
 
 

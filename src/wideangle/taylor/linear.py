@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wideangle.errors import InputError
 from wideangle.kernel._model import OutputPick, select_parameters
-from wideangle.taylor._push import Mode, Named, pick_tensor, push_forward
+from wideangle.kernel._push import Mode, Named, pick_tensor, push_forward
 
 __all__ = ["Linearized", "linearize"]
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from wideangle.errors import NumericsError
 from wideangle.kernel._model import Batch, OutputPick, batch_size, take
+from wideangle.kernel._push import pick_tensor
 from wideangle.progress import track
 from wideangle.seeds import generator
 from wideangle.targets import accuracy, loss_function
-from wideangle.taylor._push import pick_tensor
 from wideangle.training import _checkpoint
 from wideangle.training._recipe import Recipe, make_optimizer
 

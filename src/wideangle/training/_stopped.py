@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wideangle.curvature.hessian import sharpness
 from wideangle.kernel._model import take
-from wideangle.taylor._push import pick_tensor
+from wideangle.kernel._push import pick_tensor
 from wideangle.training._loop import DivergedError, Run
 
 __all__ = ["explain", "how_to_resume"]

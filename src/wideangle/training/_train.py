@@ -25,10 +25,10 @@ from wideangle.kernel._model import (
     select_parameters,
     take,
 )
+from wideangle.kernel._push import pick_tensor
 from wideangle.plan import Plan
 from wideangle.result import Provenance
 from wideangle.targets import prepare_targets
-from wideangle.taylor._push import pick_tensor
 from wideangle.training import _checkpoint
 from wideangle.training._loop import DivergedError, Interrupt, Run, log_spaced, private_randomness
 from wideangle.training._prediction import plan_section, prediction_section, run_section

@@ -1,0 +1,124 @@
+"""The operator against the matrix, cached and streamed, and kernels of some or random outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse.linalg import eigsh
+from torch import nn
+from zoo import MODELS, DictInput, fresh, normal, tokens
+
+from wideangle.errors import InputError
+from wideangle.kernel import TangentKernel, factors, random_outputs, tangent_kernel
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("method", ["cached", "streamed"])
+@pytest.mark.parametrize("name", MODELS)
+def test_products_diagonal_and_trace_are_those_of_the_matrix(name: str, method):
+    build, data = MODELS[name]
+    model, x = fresh(build()), data()
+    K = tangent_kernel(model, x)
+    n, outputs = K.shape[:2]
+    matrix = K.reshape(n * outputs, -1)
+    op = TangentKernel(model, x, method=method)
+    assert op.shape == tuple(matrix.shape)
+    v = normal(n * outputs, 3)
+    for shaped in (v, v[:, 0], v[:, 1].reshape(n, outputs)):
+        expected = (matrix @ shaped.reshape(n * outputs, -1)).reshape(shaped.shape)
+        assert relative(op @ shaped, expected) < 1e-10
+    assert relative(op.diagonal(), matrix.diagonal().reshape(n, outputs)) < 1e-10
+    assert op.trace() == pytest.approx(float(matrix.trace()), rel=1e-10)
+    assert relative(op.to_dense(), matrix) < 1e-10
+
+
+def test_small_chunks_and_a_model_left_as_found():
+    build, data = MODELS["mlp"]
+    model, x = fresh(build()), data()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    whole, small = (TangentKernel(model, x, method="streamed") for _ in range(2))
+    small._engine.size = 2  # type: ignore[union-attr]
+    v = normal(whole.shape[0])
+    assert relative(small @ v, whole @ v) < 1e-12
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_scipy_takes_it():
+    build, data = MODELS["mlp"]
+    model, x = fresh(build()), data()
+    op = TangentKernel(model, x, method="streamed")
+    found = eigsh(op.to_scipy(), k=2, which="LA", return_eigenvectors=False)
+    expected = torch.linalg.eigvalsh(op.to_dense())[-2:]
+    assert np.sort(found) == pytest.approx(expected.numpy(), rel=1e-8)
+
+
+def test_the_cache_is_taken_where_it_fits():
+    model, x = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 3)), torch.rand(50, 20)
+    assert TangentKernel(model, x).method == "cached"
+    lean = TangentKernel(model, x, max_memory=30_000)
+    assert (lean.method, lean.nbytes) == ("streamed", 0)
+    with pytest.raises(InputError, match=r"more than max_memory = .*method='streamed'"):
+        TangentKernel(model, x, max_memory=25_000, method="cached")
+    with pytest.raises(InputError, match="gram_to_disk"):
+        lean.to_dense()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "fast"}, "method is 'fast'; choose"),
+        ({"group": object()}, "needs torch.distributed"),
+        ({"outputs": [3]}, "outputs=3, but the model has 3 outputs"),
+        ({"outputs": []}, "choose 'full'"),
+        ({"outputs": torch.ones(2, 5)}, r"shape \(2, 5\).*\(R, 3\)"),
+    ],
+)
+def test_bad_input(options, message):
+    with pytest.raises(InputError, match=message):
+        TangentKernel(nn.Linear(4, 3), torch.ones(5, 4), **options)
+    op = TangentKernel(nn.Linear(4, 3), torch.ones(5, 4))
+    with pytest.raises(InputError, match="cannot multiply a kernel of 5 samples and 3 outputs"):
+        op @ torch.ones(14)
+
+
+def test_dict_inputs():
+    model, x = fresh(DictInput()), {"ids": tokens(6, 4), "mask": normal(6, 4).sign()}
+    op = TangentKernel(model, x, method="streamed", output="logits")
+    assert relative(op @ torch.ones(op.shape[0], dtype=torch.float64), op.to_dense().sum(1)) < 1e-10
+
+
+def test_some_outputs_and_combinations_of_them():
+    build, data = MODELS["conv wide"]
+    model, x = fresh(build()), data()
+    K = tangent_kernel(model, x)
+    picked = tangent_kernel(model, x, outputs=[2, 0])
+    assert relative(picked, K[:, [2, 0]][:, :, :, [2, 0]]) < 1e-10
+    rows = normal(4, K.shape[1])
+    mixed = tangent_kernel(model, x, outputs=rows)
+    assert relative(mixed, torch.einsum("rc,icjd,sd->irjs", rows, K, rows)) < 1e-10
+    op = TangentKernel(model, x, outputs=rows, method="streamed")
+    assert relative(op.to_dense(), mixed.reshape(op.shape)) < 1e-10
+
+
+def test_random_outputs_give_the_trace_kernel_in_the_mean():
+    build, data = MODELS["mlp"]
+    model, x = fresh(build()), data()
+    exact = tangent_kernel(model, x, outputs="trace")
+    count = factors(model, x).outputs
+    draws = [
+        factors(model, x, outputs=random_outputs(count, 4, seed)).gram(kind="trace") for seed in range(200)
+    ]
+    spread = torch.stack(draws).std(0) / len(draws) ** 0.5
+    assert bool(((torch.stack(draws).mean(0) - exact).abs() < 5 * spread + 1e-12).all())
+
+
+def test_vocabularies_are_not_looped_over():
+    model = nn.Linear(3, 3000)
+    with pytest.raises(InputError, match=r"3000 outputs a sample.*random_outputs\(3000, 32\)"):
+        tangent_kernel(model, torch.ones(2, 3), outputs="trace")
+    assert tangent_kernel(model, torch.ones(2, 3), outputs=[0, 2999]).shape == (2, 2, 2, 2)
