@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wideangle.kernel._cover import Call, Cover
 from wideangle.kernel._separable import SeparableOuter, SeparablePositions, separate
-from wideangle.kernel._structures import Explicit, Lookup, Outer, Positions, Structure
+from wideangle.kernel._structures import Explicit, Lookup, Outer, Positions, Structure, Turned
 
 __all__ = ["Builder", "builder_for"]
 
@@ -151,10 +151,27 @@ class _PerSample(Builder):
         return Explicit(self.cover.names, self.shapes, self.j)
 
 
+class _Turned(Builder):
+    """Builds with the transposed weight, and gives a structure that turns it back."""
+
+    def __init__(self, inner: Builder, shapes: tuple[torch.Size, ...]):
+        self.inner = inner
+        self.shapes = shapes
+
+    def add(self, c: int, deltas: Sequence[Tensor | None]) -> None:
+        self.inner.add(c, deltas)
+
+    def finish(self) -> Structure:
+        return Turned(self.inner.cover.names, self.shapes, self.inner.finish())
+
+
 def builder_for(
     cover: Cover, shapes: tuple[torch.Size, ...], uses: list[Call], samples: int, outputs: int, explicit: bool
 ) -> Builder:
     """Return the builder of one layer: per-sample gradients where `explicit`, else factorised."""
     if cover.rule.gradient is not None:
         return _PerSample(cover, shapes, uses, samples, outputs)
-    return _Shared(cover, shapes, uses, samples, outputs, explicit)
+    if not cover.rule.transposed or cover.weight is None:
+        return _Shared(cover, shapes, uses, samples, outputs, explicit)
+    turned = (torch.Size(reversed(shapes[0])), *shapes[1:])
+    return _Turned(_Shared(cover, turned, uses, samples, outputs, explicit), shapes)

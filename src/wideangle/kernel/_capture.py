@@ -10,9 +10,10 @@ overwrite what was remembered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from wideangle.kernel._model import (
 )
 from wideangle.kernel.layers import rule_for
 
-__all__ = ["Layout", "Reroute", "agrees", "arrange", "fits", "gradient_of", "run"]
+__all__ = ["Layout", "Reroute", "agrees", "arrange", "fits", "gradient_of", "rounding", "run"]
 
 _PROBE_SAMPLES = 4
 
@@ -51,6 +52,7 @@ class Layout:
     activation_bytes: int
     parameters: dict[str, Tensor] = field(repr=False)
     positions: dict[str, int] = field(default_factory=dict)
+    precision: torch.dtype = torch.float64  # the coarsest on the way from the weights to the logits
 
     @property
     def dtype(self) -> torch.dtype:
@@ -110,11 +112,7 @@ def run(
 
 
 def _candidates(model: nn.Module, chosen: list[str]) -> tuple[Cover, ...]:
-    owners: dict[int, set[tuple[int, str]]] = {}
-    for module in model.modules():
-        for local, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), set()).add((id(module), local))
+    names = {id(parameter): name for name, parameter in model.named_parameters() if name in chosen}
     covers = []
     for name, module in model.named_modules():
         rule = rule_for(module)
@@ -122,12 +120,23 @@ def _candidates(model: nn.Module, chosen: list[str]) -> tuple[Cover, ...]:
             continue
         found: dict[str, str | None] = {"weight": None, "bias": None}
         for local, parameter in module._parameters.items():
-            full = f"{name}.{local}" if name else local
-            if parameter is not None and len(owners[id(parameter)]) == 1 and full in chosen:
+            full = names.get(id(parameter))
+            if full is not None and full.rpartition(".")[2] == local:
                 found[local] = full
         if found["weight"] or found["bias"]:
             covers.append(Cover(name, module, rule, found["weight"], found["bias"]))
     return tuple(covers)
+
+
+def _unshared(covers: Iterable[Cover], calls: Mapping[str, list[Call]]) -> Iterator[Cover]:
+    """Leave a parameter of several layers to the only one that was called, or to none; the order is kept."""
+    covers = list(covers)
+    holders = Counter(name for cover in covers for name in cover.names)
+    users = Counter(name for cover in covers if calls[cover.name] for name in cover.names)
+    for cover in covers:
+        own = {n for n in cover.names if holders[n] == 1 or (calls[cover.name] and users[n] == 1)}
+        weight, bias = (name if name in own else None for name in (cover.weight, cover.bias))
+        yield replace(cover, weight=weight, bias=bias)
 
 
 def fits(cover: Cover, calls: list[Call], samples: int) -> bool:
@@ -158,6 +167,7 @@ def arrange(model: nn.Module, batch: Batch, output: OutputPick, chosen: list[str
         z, calls = run(layout, probe, leaves_by_name)
     if not bool(torch.isfinite(z).all()):
         raise NumericsError("the model returns non-finite numbers; scale its inputs or re-initialise it")
+    layout = replace(layout, precision=_coarsest(z))
     _check_uncoupled(layout, probe, z)
     direction = torch.linspace(0.7, 1.3, z.shape[1], device=device, dtype=z.dtype)
     leaves = [one.z for uses in calls.values() for one in uses]
@@ -170,23 +180,21 @@ def arrange(model: nn.Module, batch: Batch, output: OutputPick, chosen: list[str
     _check_no_hidden_use(model, first)
     by_name = dict(zip(chosen, gradients[len(leaves) :], strict=True))
     kept, positions = [], {}
-    for cover in covers:
+    for cover in _unshared(covers, calls):
         uses = calls[cover.name]
         deltas, others = [next(by_call) for _ in uses], [next(by_call_last) for _ in uses]
         apart = samples == 1 or (_only_row(deltas, 0) and _only_row(others, samples - 1))
-        if apart and _accounts_for(cover, uses, deltas, by_name, samples):
+        if cover.names and apart and _accounts_for(cover, uses, deltas, by_name, samples, layout.precision):
             kept.append(cover)
             positions[cover.name] = _positions(cover, uses)
     covered = {name for cover in kept for name in cover.names}
     activation = sum(one.z.nbytes + one.a.nbytes for uses in calls.values() for one in uses) // samples
-    return Layout(
-        model=model,
-        output=output,
+    return replace(
+        layout,
         outputs=z.shape[1],
         covers=tuple(kept),
         fallback=tuple(name for name in chosen if name not in covered),
         activation_bytes=activation,
-        parameters={name: parameter.detach() for name, parameter in parameters.items()},
         positions=positions,
     )
 
@@ -209,10 +217,27 @@ def _check_no_hidden_use(model: nn.Module, value: Tensor) -> None:
             )
 
 
-def agrees(predicted: Tensor, actual: Tensor | None, total: float) -> bool:
+def _coarsest(z: Tensor) -> torch.dtype:
+    """Return the coarsest precision in the graph of `z`: models round some steps more coarsely than the rest."""
+    found, seen, queue = {z.dtype}, set(), [z.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found |= {entry.dtype for entry in getattr(node, "_input_metadata", ())}
+        queue += [before for before, _ in node.next_functions]
+    return max((kind for kind in found if kind.is_floating_point), key=rounding)
+
+
+def rounding(precision: torch.dtype) -> float:
+    """How far two ways of computing the same numbers may lie apart."""
+    return {torch.float64: 1e-8, torch.float32: 1e-3}.get(precision, 0.1)
+
+
+def agrees(predicted: Tensor, actual: Tensor | None, total: float, precision: torch.dtype) -> bool:
     """True where a predicted gradient equals autograd's, up to rounding on the scale of all gradients."""
-    coarse = predicted.dtype in (torch.float16, torch.bfloat16)
-    tolerance = 0.1 if coarse else 1e-3 if predicted.dtype == torch.float32 else 1e-8
+    tolerance = rounding(precision)
     actual = torch.zeros_like(predicted) if actual is None else actual
     return bool((predicted - actual).norm() <= tolerance * actual.norm() + tolerance * 1e-3 * total)
 
@@ -246,7 +271,7 @@ def _check_same(layout: Layout, probe: Batch, expected: Tensor, rows: Tensor, re
     with torch.enable_grad(), plain_attention():  # a model may differentiate inside its forward pass
         raw = call(layout.model, layout.parameters, take(probe, rows))
     again = logits(raw, layout.output, len(rows)).detach()
-    tolerance = 1e-3 if again.dtype != torch.float64 else 1e-8
+    tolerance = min(rounding(layout.precision), 2e-2)
     change = (again - expected.detach()).abs().max()
     # a change that is no number (statistics of equal samples divided by zero) is a change too
     if not bool(change <= tolerance * expected.detach().abs().max().clamp_min(1e-12)):
@@ -262,6 +287,7 @@ def _accounts_for(
     deltas: Sequence[Tensor | None],
     gradients: Mapping[str, Tensor | None],
     samples: int,
+    precision: torch.dtype,
 ) -> bool:
     """True where the rule reproduces autograd's gradient of the probe for every parameter of the layer."""
     if not fits(cover, uses, samples):
@@ -275,6 +301,6 @@ def _accounts_for(
     ones = torch.ones(1, samples, 1, dtype=uses[0].z.dtype, device=uses[0].z.device)
     total = max((float(g.norm()) for g in gradients.values() if g is not None), default=0.0)
     return all(
-        agrees(predicted[0], gradients[name], total)
+        agrees(predicted[0], gradients[name], total, precision)
         for name, predicted in zip(cover.names, structure.pull(ones), strict=True)
     )

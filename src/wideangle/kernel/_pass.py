@@ -226,7 +226,8 @@ def _covered(setting: Setting, batch: Batch, samples: int) -> dict[str, Structur
         else:
             predicted = structure.pull(weights[None])
             wrong = not all(
-                agrees(p[0], expected[name], total) for name, p in zip(cover.names, predicted, strict=True)
+                agrees(p[0], expected[name], total, layout.precision)
+                for name, p in zip(cover.names, predicted, strict=True)
             )
         if wrong:
             astray += cover.names

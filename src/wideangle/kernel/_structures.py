@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-__all__ = ["Explicit", "Lookup", "Outer", "Positions", "Structure", "add_tile", "as_tile_rows"]
+__all__ = ["Explicit", "Lookup", "Outer", "Positions", "Structure", "Turned", "add_tile", "as_tile_rows"]
 
 Kind = Literal["full", "trace"]
 _TEMPORARY_BYTES = 64 * 2**20
@@ -336,3 +336,39 @@ class Explicit(Structure):
     def push(self, u: tuple[Tensor, ...]) -> Tensor:
         flat = torch.cat([part.reshape(len(part), self.units, -1) for part in u], dim=2).flatten(1)
         return (flat @ self.j.flatten(0, 1).to(flat.dtype).T).view(-1, *self.j.shape[:2])
+
+
+@dataclass
+class Turned(Structure):
+    """A layer whose weight is stored as (K, O): its transpose is handled within, parameters are turned.
+
+    K[i,c,j,d] does not depend on the order of a weight's entries
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    within: Structure
+
+    @property
+    def nbytes(self) -> int:
+        return self.within.nbytes
+
+    def part(self, rows: slice) -> Self:
+        return replace(self, within=self.within.part(rows))
+
+    def to(self, dtype: torch.dtype) -> Self:
+        return replace(self, within=self.within.to(dtype))
+
+    def add_tile(self, other: Structure, kind: Kind, total: Tensor) -> None:
+        assert isinstance(other, Turned)
+        add_tile(self.within, other.within, kind, total)
+
+    def blocks(self, dtype: torch.dtype) -> Tensor:
+        return self.within.blocks(dtype)
+
+    def pull(self, v: Tensor) -> tuple[Tensor, ...]:
+        weight, *rest = self.within.pull(v)
+        return weight.mT.contiguous(), *rest
+
+    def push(self, u: tuple[Tensor, ...]) -> Tensor:
+        return self.within.push((u[0].mT, *u[1:]))

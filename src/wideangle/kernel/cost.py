@@ -53,6 +53,7 @@ def _sizes(cover: Cover) -> tuple[int, int, int]:
     groups = int(getattr(cover.module, "groups", 1))
     weight, bias = cover.module._parameters.get("weight"), cover.module._parameters.get("bias")
     if weight is not None:
+        weight = weight.T if cover.rule.transposed else weight
         return groups, weight[0].numel(), weight.shape[0] // groups
     assert bias is not None
     return groups, 0, bias.shape[0] // groups

@@ -2,11 +2,14 @@
 
 A rule turns one call of a module into positions and cotangents (weights shared over positions), or into
 the per-sample gradient itself (normalisation layers). Everything without a rule goes through the exact
-generic fallback, so adding a rule only makes things faster, never different.
+generic fallback, so adding a rule only makes things faster, never different. Layers of other libraries are
+known by their names, without importing them; like every rule, theirs is checked against autograd.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,14 +25,15 @@ class Rule:
     """How one layer type enters the tangent kernel.
 
     `positions(module, a)` gives (g, b, T, K) from the layer's input, `cotangents(module, dz)` gives
-    (g, b, T, O) from the gradient of its output; for `lookup` the positions are token ids. A rule with
-    `gradient` instead returns the per-sample gradients of (weight, bias) directly.
+    (g, b, T, O) from the gradient of its output; for `lookup` the positions are token ids, and a `transposed`
+    weight is (K, O). A rule with `gradient` instead returns the per-sample gradients of (weight, bias) directly.
     """
 
     positions: Callable[[nn.Module, Tensor], Tensor] | None = None
     cotangents: Callable[[nn.Module, Tensor], Tensor] | None = None
     gradient: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     lookup: bool = False
+    transposed: bool = False
 
 
 def _linear_positions(module: nn.Module, a: Tensor) -> Tensor:
@@ -105,8 +109,32 @@ def _batch_norm(module: nn.Module, a: Tensor) -> Tensor:
     return F.batch_norm(a, module.running_mean, module.running_var, None, None, False, 0.0, module.eps)
 
 
+def _at_weight(module: nn.Module, value: float, a: Tensor) -> Tensor:
+    """Return a layer's output with `value` for all of its weight; the layer and its hooks are left alone."""
+    bare = copy.copy(module)
+    weight = module._parameters["weight"]
+    assert weight is not None
+    bare.__dict__["_parameters"] = {"weight": torch.full_like(weight, value)}
+    bare.__dict__["_buffers"] = {n: b if b is None else b.clone() for n, b in module._buffers.items()}
+    return bare.forward(a.clone())
+
+
+@torch.no_grad()
+def _foreign_gradient(module: nn.Module, a: Tensor, dz: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of a weight that enters linearly: w * n(x) and (1 + w) * n(x) alike."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    factor = dz * (_at_weight(module, 1.0, a) - _at_weight(module, 0.0, a))
+    if factor.shape[-1:] != weight.shape:  # it scales another dimension: autograd will not agree with zeros
+        factor = factor.new_zeros(len(a), *weight.shape)
+    scale = _sum_to(factor, weight.shape, channel_first=False)
+    return scale, scale.new_zeros(scale.shape)
+
+
 _LINEAR = Rule(_linear_positions, _linear_cotangents)
 _CONV = Rule(_conv_positions, _conv_cotangents)
+_TRANSPOSED_LINEAR = Rule(_linear_positions, _linear_cotangents, transposed=True)
+_FOREIGN_NORM = Rule(gradient=_foreign_gradient)
 _BATCH_NORM = Rule(gradient=_norm_gradient(_batch_norm, channel_first=True))
 
 _RULES: dict[type[nn.Module], Rule] = {
@@ -131,4 +159,17 @@ def rule_for(module: nn.Module) -> Rule | None:
     for base, rule in _RULES.items():
         if isinstance(module, base) and type(module).forward is base.forward:
             return rule
+    return _foreign_rule(module)
+
+
+def _foreign_rule(module: nn.Module) -> Rule | None:
+    """Return the rule of a layer as model libraries write their own: GPT-2's Conv1D, norms that only scale."""
+    name = type(module).__name__
+    dimensions = {local: p.dim() for local, p in module._parameters.items() if p is not None}
+    known = type(module).__module__.partition(".")[0] == "transformers"
+    if known and name == "Conv1D" and dimensions == {"weight": 2, "bias": 1}:  # x @ weight + bias
+        return _TRANSPOSED_LINEAR
+    if name.endswith("Norm") and dimensions == {"weight": 1}:  # RMSNorm under its many names
+        alone = len(inspect.signature(type(module).forward).parameters) == 2
+        return _FOREIGN_NORM if alone else None
     return None
