@@ -103,6 +103,14 @@ def test_interrupted_it_goes_on(tmp_path, monkeypatch):
     assert rest.open() == pytest.approx(np.asarray(whole.open()), rel=1e-5, abs=1e-6)
 
 
+def told(dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor]:
+    """The model and the data of the scripts below."""
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3)).to(dtype)
+    for k, p in enumerate(model.parameters()):
+        p.data.copy_(torch.sin(torch.arange(p.numel()) + k).reshape(p.shape))
+    return model, torch.linspace(-1, 1, 400, dtype=dtype).reshape(100, 4)
+
+
 SLOW = """
 import sys, time, torch
 from torch import nn
@@ -113,8 +121,9 @@ def slow(self, *args):
     print("tile", flush=True)
     time.sleep(0.05)
 _disk._Job._write = slow
-torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
+for k, p in enumerate(model.parameters()):
+    p.data.copy_(torch.sin(torch.arange(p.numel()) + k).reshape(p.shape))
 x = torch.linspace(-1, 1, 400).reshape(100, 4)
 print(gram_to_disk(model, x, sys.argv[1], max_memory=15_000).reused, flush=True)
 """
@@ -131,9 +140,8 @@ def test_killed_it_goes_on(tmp_path):
     assert not path.exists()
     rest = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert int(rest[-1]) >= 4
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
-    expected = tangent_kernel(model, torch.linspace(-1, 1, 400).reshape(100, 4), outputs="trace").numpy()
+    model, x = told(torch.float32)
+    expected = tangent_kernel(model, x, outputs="trace").numpy()
     assert np.load(path) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -210,8 +218,9 @@ from torch import nn
 from wideangle.errors import InputError, RankError
 from wideangle.kernel import _disk, gram_to_disk
 dist.init_process_group("gloo")
-torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+for k, p in enumerate(model.parameters()):
+    p.data.copy_(torch.sin(torch.arange(p.numel()) + k).reshape(p.shape))
 x = torch.linspace(-1, 1, 400, dtype=torch.float64).reshape(100, 4)[: int(sys.argv[2])]
 write = _disk._Job._write
 def dying(self, *args):
@@ -239,9 +248,7 @@ def test_a_process_that_dies_stops_the_run_and_its_tiles_are_kept(tmp_path):
     rest = torchrun(script, path, 100)
     assert rest.returncode == 0, rest.stderr
     assert int(re.findall(r"reused (\d+)", rest.stdout)[0]) >= 2
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3)).double()
-    x = torch.linspace(-1, 1, 400, dtype=torch.float64).reshape(100, 4)
+    model, x = told(torch.float64)
     assert np.load(path) == pytest.approx(tangent_kernel(model, x, outputs="trace").numpy(), rel=1e-10)
     alone = torchrun(script, tmp_path / "few.npy", 1)
     assert "cannot be shared by 2 processes: rank 1 would have no samples" in alone.stdout
