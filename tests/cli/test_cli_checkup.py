@@ -216,3 +216,11 @@ def test_a_check_up_that_decides_nothing_writes_no_plan(tmp_path):
     assert "warning: no plan is written" in result.stderr
     assert not file.exists()
     assert "Step size: not measured (left out)" in result.stdout
+
+
+def test_explain_shows_the_layers_and_runs_nothing(measured):
+    result = runner.invoke(app, ["checkup", "conv", "--data", "digits", "--n", "50", "--explain"])
+    assert result.exit_code == 0, result.output
+    for piece in ("hidden.0", "Conv2d", "per-sample", "multiply-adds", "full kernel of 50 samples"):
+        assert piece in result.stdout
+    assert measured.given == {}

@@ -177,7 +177,7 @@ def test_both_methods_agree(name: str, monkeypatch: pytest.MonkeyPatch):
     from wideangle.kernel import cost
 
     model, x = CASES[name].model("sdpa"), data(name)
-    original, expected = cost._fewer_operations, jacobian_kernel(model, x, output="logits")
+    original, expected = cost._cheaper, jacobian_kernel(model, x, output="logits")
     n, c = expected.shape[:2]
     v = normal(n * c)
     for forced in ("per-sample", "factorised"):
@@ -186,7 +186,7 @@ def test_both_methods_agree(name: str, monkeypatch: pytest.MonkeyPatch):
             free = cover.rule.gradient is None and not cover.rule.lookup
             return forced if free else original(cover, layout, *rest)
 
-        monkeypatch.setattr(cost, "_fewer_operations", force)
+        monkeypatch.setattr(cost, "_cheaper", force)
         cache = factors(model, x, output="logits")
         assert relative(cache.gram(), expected) < 1e-9
         assert relative(cache @ v, expected.reshape(n * c, n * c) @ v) < 1e-9

@@ -43,6 +43,10 @@ def measure(
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     output: OutputOption = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Show how the kernel would be computed, layer by layer; run nothing."),
+    ] = False,
 ) -> None:
     """Measure how TARGET will train on the data; print the verdict and write report, numbers and plan."""
     outputs = _output.Outputs(out, json, plan).check()
@@ -52,6 +56,11 @@ def measure(
 
     dataset = load_data(data, n, seed, default=SAMPLES)
     model = build(target, dataset, seed)
+    if explain:
+        from wideangle import kernel
+
+        typer.echo(kernel.explain(model.to(place).eval(), dataset.x, output=output_pick(output)))
+        return
     typer.echo(f"Check-up of {target} on {data}: {len(dataset)} samples, loss {loss}, seed {seed}, {place}")
     result = checks.checkup(
         model,

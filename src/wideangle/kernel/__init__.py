@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from wideangle.kernel import alignment, angles, convergence, infinite, spectrum
 from wideangle.kernel._disk import GramFile, gram_to_disk
+from wideangle.kernel._explain import Explanation, explain
 from wideangle.kernel._factors import Factors, factors
 from wideangle.kernel._pass import random_outputs
 from wideangle.kernel._tangent import TangentKernel
@@ -24,6 +25,7 @@ from wideangle.kernel.spectrum import Spectrum, condition_number, effective_rank
 
 __all__ = [
     "DenseKernel",
+    "Explanation",
     "Factors",
     "GramFile",
     "LinearisedRun",
@@ -36,6 +38,7 @@ __all__ = [
     "convergence",
     "effective_rank",
     "eigenpairs",
+    "explain",
     "factors",
     "gram_to_disk",
     "infinite",

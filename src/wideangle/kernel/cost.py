@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,7 +18,19 @@ if TYPE_CHECKING:
     from wideangle.kernel._capture import Layout
     from wideangle.kernel._cover import Cover
 
-__all__ = ["choose_methods", "chunk_size", "free_memory", "memory_limit", "pass_bytes", "sample_bytes"]
+__all__ = [
+    "Machine",
+    "Work",
+    "choose_methods",
+    "chunk_size",
+    "free_memory",
+    "layer_bytes",
+    "machine",
+    "memory_limit",
+    "pass_bytes",
+    "sample_bytes",
+    "work",
+]
 
 Method = Literal["factorised", "per-sample"]
 _PASS_BYTES = 512 * 2**20
@@ -59,14 +76,64 @@ def _sizes(cover: Cover) -> tuple[int, int, int]:
     return groups, 0, bias.shape[0] // groups
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What one micro-benchmark found: multiply-adds and bytes a second of large products and copies."""
+
+    multiply_adds: float
+    bytes: float
+
+    @property
+    def balance(self) -> float:
+        """Multiply-adds in the time a byte moves, to a power of two: so that the choice of methods repeats."""
+        return 2.0 ** round(math.log2(self.multiply_adds / self.bytes))
+
+
+@lru_cache
+def machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """Return how fast this machine multiplies and copies, measured once in a process, in some 30 ms."""
+    size = 1024 if device.type == "cuda" else 512
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    far = torch.ones(2**23, device=device, dtype=torch.float32)
+    there = torch.empty_like(far)
+    product = _fastest(lambda: a @ a, device)
+    moved = _fastest(lambda: there.copy_(far), device)
+    return Machine(size**3 / product, 2 * far.nbytes / moved)
+
+
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    best = math.inf
+    for _ in range(5):
+        begun = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - begun)
+    return max(best, 1e-9)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a method costs for one layer: multiply-adds of the pass and of the Gram matrix, and bytes moved."""
+
+    factors: float
+    gram: float
+    moved: float
+
+    def total(self, balance: float) -> float:
+        """Return everything in multiply-adds."""
+        return self.factors + self.gram + balance * self.moved
+
+
 def choose_methods(
     layout: Layout, samples: int, outputs: int, trace: bool, limit: int | None = None
 ) -> dict[str, Method]:
-    """Return for each covered layer the method with fewer multiply-adds, within memory where that helps.
+    """Return for each covered layer the cheaper method, within memory where that helps.
 
-    per-sample:  n C T g K O + n^2 C^q g K O        factorised:  n^2 g T^2 (K + C^q O)
+    per-sample:  n C T g K O + n^2/2 C^q g K O        factorised:  n^2/2 g T^2 (K + C^q O)
 
-    with q = 1 for the trace kernel and 2 for the full one; a layer with one position is always factorised.
+    multiply-adds, with q = 1 for the trace kernel and 2 for the full one, and to them the bytes moved (see
+    `work`), in the exchange rate that a micro-benchmark found. A layer with one position is always factorised.
     Where the factors of all samples would exceed `limit`, layers that are smaller factorised are kept so.
 
     Args:
@@ -76,8 +143,9 @@ def choose_methods(
         trace: whether only the sum over outputs is wanted.
         limit: bytes for the factors of all samples.
     """
+    balance = machine(layout.device, layout.dtype).balance
     methods: dict[str, Method] = {
-        c.name: _fewer_operations(c, layout, samples, outputs, trace) for c in layout.covers
+        c.name: _cheaper(c, layout, samples, outputs, trace, balance) for c in layout.covers
     }
     if limit is None:
         return methods
@@ -94,18 +162,42 @@ def choose_methods(
     return methods
 
 
-def _fewer_operations(cover: Cover, layout: Layout, samples: int, outputs: int, trace: bool) -> Method:
+def _cheaper(cover: Cover, layout: Layout, samples: int, outputs: int, trace: bool, balance: float) -> Method:
     if cover.rule.gradient is not None:
         return "per-sample"
-    positions = layout.positions[cover.name]
-    if cover.rule.lookup or positions <= 1:
+    if cover.rule.lookup or layout.positions[cover.name] <= 1:
         return "factorised"
+    explicit, implicit = (
+        work(cover, layout, method, samples, outputs, trace).total(balance)
+        for method in ("per-sample", "factorised")
+    )
+    return "per-sample" if explicit <= implicit else "factorised"
+
+
+def work(cover: Cover, layout: Layout, method: Method, samples: int, outputs: int, trace: bool) -> Work:
+    """Return what a layer's share of the kernel costs by a method; the Gram matrix by its lower half.
+
+    The bytes: per-sample gradients are written and read, 2 n C g K O numbers; factorised, the products of
+    positions are, 2 n^2/2 g T^2 (1 + C^q).
+    """
+    half = samples**2 / 2
     wide = outputs if trace else outputs * outputs
+    positions, size = max(1, layout.positions[cover.name]), layout.dtype.itemsize
+    if cover.rule.gradient is not None:
+        count = sum(layout.shape(name).numel() for name in cover.names)
+        return Work(
+            samples * outputs * positions * count, half * wide * count, 2 * samples * outputs * count * size
+        )
     groups, fan_in, fan_out = _sizes(cover)
     area = groups * fan_in * fan_out
-    explicit = samples * outputs * positions * area + samples**2 * wide * area
-    implicit = samples**2 * groups * positions**2 * (fan_in + wide * fan_out)
-    return "per-sample" if explicit <= implicit else "factorised"
+    if method == "per-sample":
+        return Work(
+            samples * outputs * positions * area, half * wide * area, 2 * samples * outputs * area * size
+        )
+    pairs = half * groups * positions**2
+    # tokens are compared, not multiplied; with one position the products stay in cache
+    inner = wide * fan_out + (0 if cover.rule.lookup else fan_in)
+    return Work(0.0, pairs * inner, 2 * pairs * (1 + wide) * size if positions > 1 else 0.0)
 
 
 def _layer_numbers(cover: Cover, layout: Layout, method: Method, outputs: int) -> int:
@@ -117,6 +209,11 @@ def _layer_numbers(cover: Cover, layout: Layout, method: Method, outputs: int) -
         return positions * (2 + outputs * layout.shape(cover.names[0])[-1])
     groups, fan_in, fan_out = _sizes(cover)
     return positions * groups * (fan_in + outputs * fan_out)
+
+
+def layer_bytes(cover: Cover, layout: Layout, method: Method, outputs: int) -> int:
+    """Return the bytes of one sample's factors of one layer."""
+    return _layer_numbers(cover, layout, method, outputs) * layout.dtype.itemsize
 
 
 def sample_bytes(layout: Layout, methods: dict[str, Method], outputs: int) -> int:
