@@ -132,7 +132,7 @@ def outcome(code: int, out: str, err: str) -> dict[str, Any]:
     if code == -signal.SIGKILL:
         return {"failed": "killed by the system, likely for memory", "exhausted": True}
     said = [line for line in err.splitlines() if line.strip()] or ["no message"]
-    how = f"signal {-code}" if code < 0 else f"exit status {code}"
+    how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     return {"failed": f"{how}: {said[-1].strip()[:200]}"}
 
 
@@ -197,7 +197,8 @@ def main() -> None:
                     ours = row
                 rows.append(row)
                 print(table.row_text(row, ours and ours["seconds"]), flush=True)
-            entries.append({"cell": cell, "floor": floor, "verdict": table.judged(cell, rows), "rows": rows})
+            verdict = table.judged(cell, rows, len(methods_for(cell, list(PEERS))) - 1)
+            entries.append({"cell": cell, "floor": floor, "verdict": verdict, "rows": rows})
             written = [{**asdict(e["cell"]), **{k: e[k] for k in e if k != "cell"}} for e in entries]
             report = {
                 "torch": torch.__version__,

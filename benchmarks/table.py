@@ -37,10 +37,10 @@ def row_text(row: dict[str, Any], ours: float | None) -> str:
     ).rstrip()[:WIDTH]
 
 
-def judged(cell: Cell, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def judged(cell: Cell, rows: list[dict[str, Any]], rivals: int) -> dict[str, Any]:
     """Return ours, the fastest rival, the ratio, and whether the goals are met, from the rows of a cell.
 
-    A rival counts where its result is right: error and norm agree.
+    A rival counts where its result is right: error and norm agree. `rivals` is how many there could be.
     """
     timed = [row for row in rows if "seconds" in row]
     ours = next((row for row in timed if row["peer"] == "ours"), None)
@@ -53,6 +53,7 @@ def judged(cell: Cell, rows: list[dict[str, Any]]) -> dict[str, Any]:
     against = [row for row in right if cell.rival in ("any", row["peer"])]
     measure = min(against, key=lambda row: row["seconds"], default=None)
     verdict: dict[str, Any] = {"ours": ours and ours["seconds"], "best": None, "ratio": None, "met": None}
+    verdict["rivals"] = [len(right), rivals]
     if ours and best:
         verdict["best"] = f"{best['peer']} {best['method']}"
         verdict["best_seconds"] = best["seconds"]
@@ -85,6 +86,8 @@ def verdict_text(cell: Cell, verdict: dict[str, Any]) -> str:
     text = words[verdict["met"]] if cell.goal else "no goal"
     if verdict["met"] is not None and cell.rival != "any":
         text += f" ({verdict['goal_ratio']:.2f}x)"
+    if cell.goal and verdict["rivals"][0] < verdict["rivals"][1]:
+        text += " (only {} of {} rivals gave a result)".format(*verdict["rivals"])
     if "memory_met" in verdict:
         text += f", memory {words[verdict['memory_met']]}"
     return text
