@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 FOLDER = HERE / ".envs"
 CONSTRAINTS = HERE.parent / "constraints.txt"
 INSTALL_SECONDS = 1800
+FAILED: dict[str, str] = {}  # reasons, so that a run tries each only once
 
 
 class NotInstalledError(RuntimeError):
@@ -43,6 +44,8 @@ def python_of(name: str) -> Path:
     python = place / "bin" / "python"
     mark = place / ".made"
     wanted = _fingerprint(name)
+    if name in FAILED:
+        raise NotInstalledError(FAILED[name])
     if mark.exists() and mark.read_text() == wanted and python.exists():
         return python
     shutil.rmtree(place, ignore_errors=True)
@@ -60,7 +63,8 @@ def python_of(name: str) -> Path:
     try:
         for step in steps:
             _run(step, log)
-    except NotInstalledError:
+    except NotInstalledError as error:
+        FAILED[name] = str(error)
         shutil.rmtree(place, ignore_errors=True)
         raise
     mark.write_text(wanted)
