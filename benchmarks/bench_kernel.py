@@ -1,138 +1,214 @@
-"""Our tangent kernel beside the torch.func recipe and the matrix-product floor, in one run.
+"""Our tangent kernel beside its peers and the recipes, cell by cell: same weights, same data, same run.
 
-    python benchmarks/bench_kernel.py [--json bench_kernel.json] [--repeats 5] [--threads 2]
+    python benchmarks/bench_kernel.py                      # everything, about 45 minutes
+    python benchmarks/bench_kernel.py --quick              # every method on 32 samples, minutes
+    python benchmarks/bench_kernel.py --peers none         # ourselves alone
+    python benchmarks/bench_kernel.py --cells mlp-trace --peers torch_func vivit
 
-Same weights, same data, same run; float32 sums for every method, so that all do the same arithmetic. The
-recipe is the Jacobian contraction (vmap of jacrev over functional_call, einsum over parameters) and, for
-the trace, one vmap(grad) per output with G G^T. The floor is the time the machine's own matrix product
-needs for the multiply-adds of the layerwise contraction alone: no kernel code can be below it.
+Every method runs in a process of its own, a peer's in an environment of its own (benchmarks/.envs, made on
+first use), so that a crash, a lack of memory or of time is a row with its reason. float32 sums for all. Errors
+are relative to the float64 Jacobian kernel on 32 points. Ratio: a rival's seconds over ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import statistics
-import time
-from collections.abc import Callable
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import cases
+import floors
+import table
 import torch
-from torch import Tensor, nn
+from cells import CELLS, Cell, chosen, hopeless
+from environments import NotInstalledError, python_of
 
-from wideangle import nets, seeds
 from wideangle.files import write_atomically
-from wideangle.kernel import tangent_kernel
+
+HERE = Path(__file__).resolve().parent
+OWN = ("ours", "torch_func")  # run by this interpreter
+PEERS = ("torch_func", "neural_tangents", "vivit", "nngeometry", "curvlinops", "opacus")
 
 
-def recipe(model: nn.Module, x: Tensor, trace: bool) -> Tensor:
-    """The Jacobian contraction as the torch.func tutorial describes it."""
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-
-    def one(weights: dict[str, Tensor], sample: Tensor) -> Tensor:
-        return torch.func.functional_call(model, weights, (sample.unsqueeze(0),)).squeeze(0)
-
-    jacobians = torch.func.vmap(torch.func.jacrev(one), (None, 0))(parameters, x)
-    form = "icp,jcp->ij" if trace else "icp,jdp->icjd"
-    parts = [torch.einsum(form, j.flatten(2), j.flatten(2)) for j in jacobians.values()]
-    return torch.stack(parts).sum(0)
-
-
-def recipe_per_output(model: nn.Module, x: Tensor, trace: bool) -> Tensor:
-    """One vmap(grad) per output, the Gram of each added up: the leaner recipe for the trace."""
-    if not trace:
-        return recipe(model, x, trace)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    total = torch.zeros(len(x), len(x))
-    for c in range(model(x[:1]).shape[1]):
-
-        def one(weights: dict[str, Tensor], sample: Tensor, c: int = c) -> Tensor:
-            return torch.func.functional_call(model, weights, (sample.unsqueeze(0),))[0, c]
-
-        gradients = torch.func.vmap(torch.func.grad(one), (None, 0))(parameters, x)
-        flat = torch.cat([g.flatten(1) for g in gradients.values()], 1)
-        total += flat @ flat.T
-    return total
+def options_from(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's options."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("--cells", nargs="+", metavar="NAME", help=f"of {', '.join(c.name for c in CELLS)}")
+    parser.add_argument("--peers", nargs="+", default=["all"], choices=("all", "none", *PEERS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for a method on a cell")
+    parser.add_argument("--memory", type=float, default=default_memory(), help="GB a method may take")
+    parser.add_argument("--json", default="bench_kernel.json")
+    parser.add_argument("--quick", action="store_true", help="32 samples, to try the code")
+    options = parser.parse_args(arguments)
+    if "all" in options.peers:
+        options.peers = list(PEERS)
+    elif "none" in options.peers:
+        options.peers = []
+    try:
+        options.chosen = chosen(options.cells, options.quick)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
 
 
-def matmul_rate() -> float:
-    """Multiply-adds a second of a large float32 matrix product on this machine."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    return 1024**3 / median_seconds(lambda: a @ b, 9)
+def default_memory() -> float:
+    """Return three fifths of this machine's memory in GB; 0, no limit, where it is not known."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.6 / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return 0.0
 
 
-def median_seconds(work: Callable[[], object], repeats: int) -> float:
-    work()
-    times = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
+def methods_for(cell: Cell, peers: list[str]) -> list[tuple[str, str]]:
+    """Return (peer, method) for everything that can do a cell, ourselves first."""
+    found = []
+    for peer in ("ours", *peers):
+        methods = importlib.import_module(f"peers.{peer}").METHODS
+        found += [
+            (peer, name) for name, m in methods.items() if cell.kind in m.kinds and cell.model in m.models
+        ]
+    return found
 
 
-def contraction_multiply_adds(model: nn.Module, x: Tensor, trace: bool) -> float:
-    """Multiply-adds of the symmetric layerwise contraction, n^2/2 (K + C^q O) per Linear; per-sample for conv."""
-    n, outputs = len(x), model(x[:1]).shape[1]
-    wide = outputs if trace else outputs**2
-    total = 0.0
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            total += n * n / 2 * (module.in_features + wide * module.out_features)
-        elif isinstance(module, nn.Conv2d):
-            total += n * n / 2 * wide * module.weight.numel()
-    return total
+def run(peer: str, method: str, case: Path, cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the row of one method on one cell, or a row that says why there is none."""
+    try:
+        python = Path(sys.executable) if peer in OWN else python_of(peer)
+    except NotInstalledError as error:
+        return {"failed": f"not installed: {error}"}
+    command = [str(python), "-m", "peers", peer, method, str(case), cell.kind, str(cell.n)]
+    for name in ("threads", "repeats", "memory"):
+        command += [f"--{name}", str(getattr(options, name))]
+    command += ["--budget", str(options.timeout / 10)]
+    surroundings = dict(os.environ)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        surroundings[name] = str(options.threads)
+    if peer not in OWN:
+        surroundings.pop("PYTHONPATH", None)
+    process = subprocess.Popen(
+        command,
+        cwd=HERE,
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=options.timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, _ = process.communicate()
+        return last_row(out) or {"failed": f"not done in {options.timeout:.0f} s", "exhausted": True}
+    except BaseException:
+        process.kill()
+        raise
+    return outcome(process.returncode, out, err)
 
 
-def cases() -> dict[str, tuple[nn.Module, tuple[int, ...], dict[str, int]]]:
-    draws = seeds.generator(0, "bench")
-    mlp = nets.MLP(784, 10, width=512, depth=2, generator=draws)
-    return {
-        "MLP 784-512-512-10": (mlp, (784,), {"small": 128, "large": 1024}),
-        "conv net 1x28x28": (nets.build("conv", (1, 28, 28), 10), (1, 28, 28), {"small": 128, "large": 256}),
-        "residual net 1x28x28": (nets.build("resnet", (1, 28, 28), 10), (1, 28, 28), {"small": 64}),
-    }
+def last_row(out: str) -> dict[str, Any] | None:
+    """Return the row that a process printed last."""
+    lines = [line for line in out.splitlines() if line.startswith("{") and line.endswith("}")]
+    return json.loads(lines[-1]) if lines else None
+
+
+def outcome(code: int, out: str, err: str) -> dict[str, Any]:
+    """Return the row that a process printed last, or the reason of its death."""
+    if row := last_row(out):
+        return row
+    if code == -signal.SIGKILL:
+        return {"failed": "killed by the system, likely for memory", "exhausted": True}
+    said = [line for line in err.splitlines() if line.strip()] or ["no message"]
+    how = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    return {"failed": f"{how}: {said[-1].strip()[:200]}"}
+
+
+def compared(row: dict[str, Any], ours: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a row with a note where its timed result is not the one we found."""
+    if ours and "norm" in row and abs(row["norm"] - ours["norm"]) > 1e-3 * abs(ours["norm"]):
+        row["note"] = f"norm {row['norm']:.4g}, ours {ours['norm']:.4g}"
+    return row
+
+
+def floor_of(cell: Cell, rates: dict[str, float]) -> float | None:
+    """Return the floor of a cell in seconds; None for eigenpairs."""
+    model, sample = cases.architecture(cell.model), torch.zeros(cases.SHAPES[cell.model])
+    if cell.kind in ("trace", "full"):
+        work = floors.contraction_multiply_adds(model, sample, cell.n, cases.OUTPUTS, cell.kind)
+        return work / rates["multiply_adds"]
+    if cell.kind == "product":
+        return floors.product_bytes(model, sample, cell.n, cases.OUTPUTS) / rates["bytes"]
+    return None
+
+
+def write_cases(folder: Path, wanted: list[Cell]) -> dict[str, Path]:
+    """Return the case file of every model used, written by a process whose memory is then free again."""
+    files = {}
+    for model in dict.fromkeys(cell.model for cell in wanted):
+        n = max(cell.n for cell in wanted if cell.model == model)
+        files[model] = folder / f"{model}.npz"
+        subprocess.run(
+            [sys.executable, str(HERE / "cases.py"), model, str(files[model]), "--n", str(n)], check=True
+        )
+    return files
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", default="bench_kernel.json")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
+    options = options_from()
     torch.set_num_threads(options.threads)
-    rate = matmul_rate()
+    rates = {"multiply_adds": floors.matmul_rate(), "bytes": floors.read_rate()}
     print(
-        f"torch {torch.__version__}, {options.threads} threads, {rate / 1e9:.0f} G multiply-adds/s in float32"
+        f"torch {torch.__version__}, {platform.machine()}, {options.threads} threads: "
+        f"{rates['multiply_adds'] / 1e9:.0f} G multiply-adds/s, {rates['bytes'] / 1e9:.1f} GB/s read; "
+        f"{options.memory:g} GB and {options.timeout:g} s a method",
+        flush=True,
     )
-    head = f"{'model':22} {'kernel':6} {'n':>5} {'ours s':>8} {'recipe s':>9} {'ratio':>7} {'floor s':>8} {'error':>8}"
-    print(head)
-    rows = []
-    for name, (model, shape, sizes) in cases().items():
-        for trace in (True, False):
-            for label, n in sizes.items():
-                x = torch.rand(n, *shape, generator=seeds.generator(1, "x"))
-                kind = "trace" if trace else "full"
-                ours = median_seconds(
-                    lambda m=model, x=x, k=kind: tangent_kernel(m, x, outputs=k, dtype=torch.float32),
-                    options.repeats,
-                )
-                theirs, error = None, None
-                if label == "small":
-                    method = recipe_per_output if trace else recipe
-                    theirs = median_seconds(lambda m=model, x=x, t=trace, f=method: f(m, x, t), 1)
-                    exact = tangent_kernel(model, x, outputs=kind)
-                    found = tangent_kernel(model, x, outputs=kind, dtype=torch.float32)
-                    error = float((found - exact).norm() / exact.norm())
-                floor = contraction_multiply_adds(model, x, trace) / rate
-                rows.append(
-                    {"model": name, "kernel": kind, "n": n, "ours": ours, "recipe": theirs, "floor": floor}
-                )
-                shown = f"{theirs:9.3f} {theirs / ours:6.1f}x" if theirs else f"{'':9} {'':7}"
-                wrong = f"{error:8.0e}" if error is not None else ""
-                print(f"{name:22} {kind:6} {n:5} {ours:8.3f} {shown} {floor:8.3f} {wrong}", flush=True)
-    where = write_atomically(Path(options.json), json.dumps({"rate": rate, "rows": rows}, indent=1))
-    print(f"written to {where}")
+    seen: dict[tuple[str, str], dict[tuple[str, str, int], float]] = {}
+    entries: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        files = write_cases(Path(name), options.chosen)
+        for cell in options.chosen:
+            floor = floor_of(cell, rates)
+            print(table.heading(cell, floor), flush=True)
+            rows: list[dict[str, Any]] = []
+            ours: dict[str, Any] | None = None
+            for peer, method in methods_for(cell, options.peers):
+                past = seen.setdefault((peer, method), {})
+                reason = hopeless(cell, past, options.timeout)
+                found = {"failed": reason} if reason else run(peer, method, files[cell.model], cell, options)
+                exhausted = math.inf if found.get("exhausted") else None
+                if (seconds := found.get("first_seconds", exhausted)) is not None:
+                    past[cell.model, cell.kind, cell.n] = seconds
+                row = {"peer": peer, "method": method, "kind": cell.kind, **compared(found, ours)}
+                if peer == "ours" and "seconds" in row:
+                    ours = row
+                rows.append(row)
+                print(table.row_text(row, ours and ours["seconds"]), flush=True)
+            verdict = table.judged(cell, rows, len(methods_for(cell, list(PEERS))) - 1)
+            entries.append({"cell": cell, "floor": floor, "verdict": verdict, "rows": rows})
+            written = [{**asdict(e["cell"]), **{k: e[k] for k in e if k != "cell"}} for e in entries]
+            report = {
+                "torch": torch.__version__,
+                "threads": options.threads,
+                "rates": rates,
+                "cells": written,
+            }
+            where = write_atomically(Path(options.json), json.dumps(report, indent=1))
+    print(table.summary(entries))
+    print(f"\nwritten to {where}")
 
 
 if __name__ == "__main__":

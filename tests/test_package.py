@@ -50,7 +50,9 @@ SLOW_TO_IMPORT = {"sklearn", "matplotlib", "jinja2", "joblib", "rich"}
 
 
 def sources(*folders: str) -> list[Path]:
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    found = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    # hidden folders are not ours: benchmarks/.envs holds the peers
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(ROOT).parts))
 
 
 def parse(path: Path) -> ast.Module:
