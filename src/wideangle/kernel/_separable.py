@@ -21,31 +21,60 @@ from wideangle.kernel._structures import Explicit, Kind, Outer, Structure
 __all__ = ["SeparableOuter", "SeparablePositions", "separate"]
 
 
-_GLANCE = 4  # samples on which a product that is none shows itself
+_GLANCE = 16  # samples on which the product is compared entry by entry
 
 
 def separate(g: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return w (g, C, O) and D (g, b, T, O) with G = w D, or None where the gradients G are no such product.
 
-    For each unit, w is the direction over the logits of the largest gradient among all samples and positions.
+    For each unit, w is the unit direction over the logits of the largest gradient among all samples and
+    positions. Some samples are compared entry by entry; for the rest |G|^2 = |D|^2 must hold over the logits,
+    which tells any product that is none, to half the digits.
 
     Args:
         g: the output gradients, (g, b, C, T, O).
     """
-    groups, samples, outputs, _, width = g.shape
-    if outputs == 1 or (samples > 2 * _GLANCE and separate(g[:, :_GLANCE]) is None):
+    samples, outputs = g.shape[1:3]
+    if outputs == 1:
         return None
-    sizes = (g * g).sum(2).sqrt_().flatten(1, 2)  # (g, b T, O)
-    place = sizes.argmax(1)
-    chosen = g.transpose(2, 3).flatten(1, 2)  # (g, b T, C, O)
+    some = g[:, :: max(1, samples // _GLANCE)]
+    if not _is_product(some, *_directions(some)):
+        return None
+    w, sizes = _directions(g)
+    d = _projected(g, w)
+    if samples <= _GLANCE:
+        return w, d
+    loss = (sizes.square_() - d.square()).abs_().amax()
+    if not bool(loss <= 32 * torch.finfo(g.dtype).eps * sizes.amax()):
+        return None
+    return (w, d) if _is_product(some, w, sizes[:, :: max(1, samples // _GLANCE)].sqrt()) else None
+
+
+def _directions(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Return w, and the norms |G| over the logits, (g, b, T, O)."""
+    groups, _, outputs, _, width = g.shape
+    sizes = torch.zeros_like(g[:, :, 0])
+    for c in range(outputs):
+        sizes.addcmul_(g[:, :, c], g[:, :, c])
+    place = sizes.flatten(1, 2).argmax(1)  # (g, O)
     index = place[:, None, None, :].expand(groups, 1, outputs, width)
-    w = chosen.gather(1, index)[:, 0]
+    w = g.transpose(2, 3).flatten(1, 2).gather(1, index)[:, 0]
     w = w / torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
-    d = torch.einsum("gbcto,gco->gbto", g, w)
-    error = (g - w[:, None, :, None] * d[:, :, None]).abs_().amax()
-    if not bool(error <= 8 * torch.finfo(g.dtype).eps * sizes.amax()):
-        return None
-    return w, d
+    return w, sizes.sqrt_()
+
+
+def _projected(g: Tensor, w: Tensor) -> Tensor:
+    """Return D = sum_c w_c G_c, (g, b, T, O)."""
+    d = g[:, :, 0] * w[:, None, 0, None]
+    for c in range(1, g.shape[2]):
+        d.addcmul_(g[:, :, c], w[:, None, c, None])
+    return d
+
+
+def _is_product(g: Tensor, w: Tensor, sizes: Tensor) -> bool:
+    """True where G = w D entry by entry, up to rounding on the scale of the largest."""
+    error = (g - w[:, None, :, None] * _projected(g, w)[:, :, None]).abs_().amax()
+    return bool(error <= 8 * torch.finfo(g.dtype).eps * sizes.amax())
 
 
 @dataclass

@@ -16,7 +16,7 @@ from wideangle.progress import track
 
 __all__ = ["Stream"]
 
-_WORK_BYTES = 256 * 2**20
+_WORK_BYTES = 64 * 2**20
 _SMALLEST, _LARGEST = 16, 1024
 
 

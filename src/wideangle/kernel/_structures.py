@@ -142,7 +142,7 @@ class Outer(Structure):
         return (g @ g.mT) * square[:, None, None]
 
     def pull(self, v: Tensor) -> tuple[Tensor, ...]:
-        h = torch.einsum("kbc,bco->kbo", v, self.g.to(v.dtype))
+        h = _over_logits(v, self.g.to(v.dtype))
         parts = []
         if self.weight:
             parts.append(h.mT @ self.a.to(v.dtype))
@@ -156,7 +156,7 @@ class Outer(Structure):
         if self.bias:
             h = h + queue.pop(0).mT
         h = torch.as_tensor(h).expand(u[0].shape[0], *self.g[:, 0].shape)
-        return torch.einsum("kbo,bco->kbc", h, self.g.to(u[0].dtype))
+        return _over_units(h, self.g.to(u[0].dtype))
 
 
 @dataclass
@@ -372,3 +372,23 @@ class Turned(Structure):
 
     def push(self, u: tuple[Tensor, ...]) -> Tensor:
         return self.within.push((u[0].mT, *u[1:]))
+
+
+_FEW = 64  # logits up to which a loop over them beats one tiny product a sample
+
+
+def _over_logits(v: Tensor, g: Tensor) -> Tensor:
+    """Return sum_c v[k, b, c] g[b, c, o], (k, b, O)."""
+    if v.shape[0] > 4 or v.shape[2] > _FEW:
+        return torch.einsum("kbc,bco->kbo", v, g)
+    total = v[:, :, 0, None] * g[:, 0]
+    for c in range(1, v.shape[2]):
+        total.addcmul_(v[:, :, c, None], g[:, c])
+    return total
+
+
+def _over_units(h: Tensor, g: Tensor) -> Tensor:
+    """Return sum_o h[k, b, o] g[b, c, o], (k, b, C)."""
+    if h.shape[0] > 4 or g.shape[1] > _FEW:
+        return torch.einsum("kbo,bco->kbc", h, g)
+    return torch.stack([(h * g[:, c]).sum(2) for c in range(g.shape[1])], dim=2)

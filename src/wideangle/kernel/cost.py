@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Method = Literal["factorised", "per-sample"]
-_PASS_BYTES = 512 * 2**20
+_PASS_BYTES = 192 * 2**20
 _SMALLEST_PASS, _LARGEST_PASS = 16, 256
 
 
