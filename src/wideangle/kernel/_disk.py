@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wideangle.errors import InputError, NumericsError
 from wideangle.files import digest
-from wideangle.kernel._factors import Factors, collect
+from wideangle.kernel._factors import Factors, collect, measured_bytes
 from wideangle.kernel._group import Ranks, shard
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches
 from wideangle.kernel._pass import Chunk, Outputs, Setting, device_of, prepare
@@ -29,6 +29,7 @@ from wideangle.result import Provenance, Result
 __all__ = ["GramFile", "gram_to_disk"]
 
 _SIDE = 1024  # rows of a tile, about
+_HELD = 0.6  # of the memory: rows that stay
 _DTYPES = {torch.float32: np.dtype("float32"), torch.float64: np.dtype("float64")}
 
 
@@ -234,28 +235,27 @@ class _Job:
         return found
 
     def _alone(self) -> None:
-        each = max(1, sample_bytes(self.setting.layout, self.setting.methods, self.setting.outputs))
-        tall = max(1, int(self.limit // (3 * each * self.edge)))  # tile rows of a block: two blocks fit
-        blocks = [(a, min(a + tall, self.file.tiles)) for a in range(0, self.file.tiles, tall)]
+        """A tall block of rows stays in memory; the tile rows above it pass by, one at a time."""
+        each = measured_bytes(self.setting, self.items[0])
+        tall = max(1, int(_HELD * self.limit / (each * self.edge)))
         missing = set(self.file.missing())
 
-        def wanted(rows: tuple[int, int], columns: tuple[int, int]) -> list[tuple[int, int]]:
-            return [(i, j) for i in range(*rows) for j in range(*columns) if (i, j) in missing]
-
-        def tasks() -> Iterator[Callable[[], None]]:
-            for at, rows in enumerate(blocks):
-                if not any(wanted(rows, columns) for columns in blocks[: at + 1]):
+        def tasks() -> Iterator[tuple[int, int, Factors, Factors]]:
+            for first in range(0, self.file.tiles, tall):
+                last = min(first + tall, self.file.tiles)
+                if not any(first <= i < last for i, _ in missing):
                     continue
-                mine = self._collect(*rows)
-                for columns in blocks[: at + 1]:
-                    todo = wanted(rows, columns)
-                    theirs = mine if columns == rows or not todo else self._collect(*columns)
-                    for i, j in todo:
-                        a, b = self._row(mine, i - rows[0]), self._row(theirs, j - columns[0])
-                        yield lambda a=a, b=b, i=i, j=j: self._write(i, j, a, b)
+                mine = self._collect(first, last)
+                for j in range(last):
+                    rows = [i for i in range(max(first, j), last) if (i, j) in missing]
+                    if not rows:
+                        continue
+                    theirs = self._row(mine, j - first) if j >= first else self._collect(j, j + 1)
+                    for i in rows:
+                        yield i, j, self._row(mine, i - first), theirs
 
-        for task in track(tasks(), "tiles", len(missing)):
-            task()
+        for i, j, mine, theirs in track(tasks(), "tiles", len(missing)):
+            self._write(i, j, mine, theirs)
 
     def _row(self, held: Factors, index: int) -> Factors:
         return held.rows(index * self.edge, min((index + 1) * self.edge, held.samples))

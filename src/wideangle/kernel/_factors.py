@@ -20,7 +20,7 @@ from wideangle.kernel._pass import Chunk, Outputs, Setting, collect_chunk, devic
 from wideangle.kernel._structures import Kind, add_tile
 from wideangle.kernel.cost import memory_limit, sample_bytes
 
-__all__ = ["Factors", "collect", "factors"]
+__all__ = ["TILE", "Factors", "collect", "factors", "measured_bytes"]
 
 TILE: dict[Kind, int] = {"trace": 256, "full": 64}  # samples on a side: what stays in cache
 _CONVERTED_BYTES = 512 * 2**20
@@ -257,6 +257,12 @@ def collect(setting: Setting, items: list[Batch]) -> Factors:
     return Factors(setting, chunks)
 
 
+def measured_bytes(setting: Setting, item: Batch) -> int:
+    """Return the bytes of one sample's factors, measured on one chunk: layers below a head take less than planned."""
+    chunk = collect_chunk(setting, take(item, slice(0, setting.chunk)))
+    return max(1, Factors(setting, [chunk]).nbytes // chunk.samples)
+
+
 @torch.inference_mode(False)
 def factors(
     model: nn.Module,
@@ -318,6 +324,8 @@ def factors(
             rerouted=rerouted,
         )
         need = samples * sample_bytes(setting.layout, setting.methods, setting.outputs)
+        if need > limit:
+            need = samples * measured_bytes(setting, items[0])
         if need > limit:
             raise InputError(
                 f"the factors of {samples} samples need about {need / 2**20:.0f} MiB, more than max_memory = "

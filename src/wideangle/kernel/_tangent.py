@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.errors import InputError
-from wideangle.kernel._factors import Factors, collect
+from wideangle.kernel._factors import Factors, collect, measured_bytes
 from wideangle.kernel._group import Ranks, shard
 from wideangle.kernel._model import OutputPick, batch_size, batches
 from wideangle.kernel._pass import Outputs, Setting, collect_chunk, device_of, prepare
 from wideangle.kernel._stream import Stream
-from wideangle.kernel.cost import memory_limit, sample_bytes
+from wideangle.kernel.cost import memory_limit, pass_bytes, sample_bytes
 from wideangle.kernel.gram import tangent_kernel
 
 __all__ = ["Method", "TangentKernel"]
@@ -109,6 +109,9 @@ class TangentKernel:
             **self._options,
         )
         need = mine * sample_bytes(setting.layout, setting.methods, setting.outputs)
+        one = pass_bytes(setting.layout, setting.methods, setting.outputs)
+        if method != "streamed" and 2 * need > self._limit and one <= self._limit:
+            need = mine * measured_bytes(setting, self._items[0])
         if method == "cached" and need > self._limit:
             raise InputError(
                 f"the factors of {mine} samples need about {need / 2**20:.0f} MiB, more than max_memory = "

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from wideangle.errors import InputError, NumericsError
-from wideangle.kernel._factors import Factors, collect
+from wideangle.kernel._factors import collect, measured_bytes
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, take
 from wideangle.kernel._pass import Outputs, Setting, device_of, prepare, with_reroutes
 from wideangle.kernel._structures import Kind
 from wideangle.kernel.cost import memory_limit, sample_bytes
 
 __all__ = ["tangent_kernel"]
+
+_HELD, _PASSING = 0.6, 0.1  # shares of the memory: rows that stay, columns that pass by
 
 
 @torch.inference_mode(False)
@@ -133,37 +136,41 @@ def _fill(
     dtype: torch.dtype,
     spare: int,
 ) -> Tensor:
-    """Return the kernel from blocks of samples, of which two lie in memory at a time."""
+    """Return the kernel: from all factors where they fit, else from a tall block of rows and passing columns."""
     each = max(1, sample_bytes(setting.layout, setting.methods, setting.outputs))
-    block = max(setting.chunk, int(spare // (4 * each)))
-    rows = _blocks(first, block)
-    columns = rows if second is None else _blocks(second, block)
-    if (_count(first) + _count(second or [])) * each <= spare // 2:
+    total = _count(first) + _count(second or [])
+    if total * each > _HELD * spare:
+        each = measured_bytes(setting, first[0])
+    if total * each <= _HELD * spare:
         theirs = None if second is None else collect(setting, second)
         return collect(setting, first).gram(theirs, kind=kind, dtype=dtype)
+    tall, narrow = (max(setting.chunk, int(share * spare / each)) for share in (_HELD, _PASSING))
     wide = (setting.outputs,) if kind == "full" else ()
     shape = (_count(first), *wide, _count(second or first), *wide)
     result = torch.empty(shape, dtype=dtype, device=setting.layout.device)
     axis = len(wide) + 1
-    top = 0
-    for i, row in enumerate(rows):
-        mine = collect(setting, [row])
-        left = 0
-        for j, column in enumerate(columns if second is not None else columns[: i + 1]):
-            same = second is None and i == j
-            other: Factors | None = None if same else collect(setting, [column])
-            tile = mine.gram(other, kind=kind, dtype=dtype)
+    for top, row in _blocks(first, tall):
+        mine, height = collect(setting, [row]), batch_size(row)
+        if second is None:
+            result[top : top + height].narrow(axis, top, height).copy_(mine.gram(kind=kind, dtype=dtype))
+        for left, column in _blocks(
+            first if second is None else second, narrow, top if second is None else None
+        ):
             width = batch_size(column)
-            result[top : top + batch_size(row)].narrow(axis, left, width).copy_(tile)
-            if second is None and not same:
+            tile = mine.gram(collect(setting, [column]), kind=kind, dtype=dtype)
+            result[top : top + height].narrow(axis, left, width).copy_(tile)
+            if second is None:
                 mirror = tile.permute(2, 3, 0, 1) if kind == "full" else tile.T
-                result[left : left + width].narrow(axis, top, batch_size(row)).copy_(mirror)
-            left += width
-        top += batch_size(row)
+                result[left : left + width].narrow(axis, top, height).copy_(mirror)
     return result
 
 
-def _blocks(items: list[Batch], size: int) -> list[Batch]:
-    return [
-        take(item, slice(start, start + size)) for item in items for start in range(0, batch_size(item), size)
-    ]
+def _blocks(items: list[Batch], size: int, stop: int | None = None) -> Iterator[tuple[int, Batch]]:
+    """Yield blocks of samples with the number of their first one, up to the sample `stop`."""
+    start = 0
+    for item in items:
+        count = batch_size(item)
+        last = count if stop is None else min(count, stop - start)
+        for a in range(0, max(last, 0), size):
+            yield start + a, take(item, slice(a, min(a + size, last)))
+        start += count
