@@ -10,7 +10,14 @@ from torch import nn
 from zoo import MODELS, DictInput, fresh, normal, tokens
 
 from wideangle.errors import InputError
-from wideangle.kernel import TangentKernel, factors, random_outputs, tangent_kernel
+from wideangle.kernel import (
+    TangentKernel,
+    condition_interval,
+    factors,
+    random_outputs,
+    tangent_kernel,
+    top_eigenpairs,
+)
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -122,3 +129,21 @@ def test_vocabularies_are_not_looped_over():
     with pytest.raises(InputError, match=r"3000 outputs a sample.*random_outputs\(3000, 32\)"):
         tangent_kernel(model, torch.ones(2, 3), outputs="trace")
     assert tangent_kernel(model, torch.ones(2, 3), outputs=[0, 2999]).shape == (2, 2, 2, 2)
+
+
+@pytest.mark.parametrize("method", ["cached", "streamed"])
+def test_eigenpairs_and_condition_of_the_operator(method):
+    build, data = MODELS["mlp"]
+    model, x = fresh(build()), data()
+    op = TangentKernel(model, x, method=method)
+    values = torch.linalg.eigvalsh(op.to_dense()).flip(0)
+    found = top_eigenpairs(op, 3, tolerance=1e-8)
+    assert found.values == pytest.approx(values[:3].numpy(), rel=1e-7)
+    again = top_eigenpairs(op, 3, start=found, tolerance=1e-6)
+    assert again.products <= 2
+    assert again.values == pytest.approx(values[:3].numpy(), rel=1e-5)
+    whole = condition_interval(op)
+    assert whole.smallest_low <= max(float(values[-1]), 0.0) <= whole.smallest_high
+    lean = condition_interval(op, dense_limit=4)
+    assert (lean.method, lean.smallest_low) == ("Lanczos bound", 0.0)
+    assert lean.smallest_high >= float(values[-1])

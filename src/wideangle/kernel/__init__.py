@@ -19,21 +19,28 @@ from wideangle.kernel.function_space import (
     quickest_product,
 )
 from wideangle.kernel.gram import tangent_kernel
-from wideangle.kernel.lanczos import TopEigenpairs, lanczos_eigenpairs, top_eigenpairs
+from wideangle.kernel.interval import ConditionInterval, condition_interval
+from wideangle.kernel.lanczos import KernelOperator, TopEigenpairs, lanczos_eigenpairs, top_eigenpairs
 from wideangle.kernel.reference import jacobian, jacobian_kernel
 from wideangle.kernel.spectrum import Spectrum, condition_number, effective_rank, eigenpairs
 
 __all__ = [
+    "ConditionInterval",
     "DenseKernel",
     "Explanation",
     "Factors",
+<<<<<<< HEAD
     "GramFile",
+=======
+    "KernelOperator",
+>>>>>>> eigen
     "LinearisedRun",
     "Spectrum",
     "TangentKernel",
     "TopEigenpairs",
     "alignment",
     "angles",
+    "condition_interval",
     "condition_number",
     "convergence",
     "effective_rank",

@@ -203,6 +203,10 @@ class TangentKernel:
         del options["limit"]
         return tangent_kernel(self._model, self._every, dtype=dtype, **options).reshape(size, size)
 
+    def gram(self, *, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return K as (n, C, n, C), as `Factors.gram` does; see `to_dense`."""
+        return self.to_dense(dtype).reshape(self.samples, self.outputs, self.samples, self.outputs)
+
     def to_scipy(self) -> Any:
         """Return a `scipy.sparse.linalg.LinearOperator` in float64; vectors come from and go to the host."""
         from scipy.sparse.linalg import LinearOperator

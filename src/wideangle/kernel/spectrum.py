@@ -165,21 +165,26 @@ def eigenpairs(
     outputs = outputs or (int(np.shape(K)[1]) if np.ndim(K) == 4 else 1)
     if outputs < 1 or len(matrix) % outputs:
         raise InputError(f"a kernel of size {len(matrix)} cannot have {outputs} outputs a sample")
-    values, columns = _eigh(_symmetric(matrix), vectors)
+    values, columns = _eigh(symmetric_part(matrix), vectors)
     if values[-1] < -0.01 * abs(values).max():
         raise InputError(
             f"the matrix is no kernel: its eigenvalues go from {values[-1]:.4g} to {values[0]:.4g}, "
             "but a Gram matrix has none below zero"
         )
     if resolution is None:
-        factor = _FACTOR_CONSTANT * torch.finfo(factor_dtype).eps ** 2 * values.sum()
+        factor = factor_error(float(values.sum()), factor_dtype) ** 2
         resolution = float(max(len(values) * eps * values[0], factor, -values[-1]))
     elif not resolution >= 0:
         raise InputError(f"the resolution is an eigenvalue size and must be zero or more, got {resolution}")
     return _verdict(values, columns, resolution, outputs)
 
 
-def _symmetric(matrix: Tensor) -> Tensor:
+def factor_error(trace: float, dtype: torch.dtype) -> float:
+    """Return by how much rounding moves the singular values of a J computed in `dtype`; `trace` = |J|_F^2."""
+    return math.sqrt(_FACTOR_CONSTANT * max(trace, 0.0)) * torch.finfo(dtype).eps
+
+
+def symmetric_part(matrix: Tensor) -> Tensor:
     """Return the symmetric part in float64 after a check that the rest is rounding."""
     size, apart = float(matrix.abs().max()), float((matrix - matrix.T).abs().max())
     if apart > math.sqrt(torch.finfo(matrix.dtype).eps) * size:
