@@ -29,11 +29,8 @@ __all__ = [
     "DenseKernel",
     "Explanation",
     "Factors",
-<<<<<<< HEAD
     "GramFile",
-=======
     "KernelOperator",
->>>>>>> eigen
     "LinearisedRun",
     "Spectrum",
     "TangentKernel",
