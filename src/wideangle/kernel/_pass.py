@@ -261,7 +261,8 @@ def _structures(
         for name, builder in builders.items():
             builder.add(r, [next(deltas) for _ in calls[name]])
     structures: dict[str, Structure | None] = {c.name: None for c in layout.covers}
-    structures.update({name: builder.finish() for name, builder in builders.items()})
+    for name in list(builders):  # each gives back its gradients when it is done
+        structures[name] = builders.pop(name).finish()
     return structures
 
 

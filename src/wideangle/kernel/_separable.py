@@ -37,9 +37,10 @@ def separate(g: Tensor) -> tuple[Tensor, Tensor] | None:
     samples, outputs = g.shape[1:3]
     if outputs == 1:
         return None
-    some = g[:, :: max(1, samples // _GLANCE)]
-    if not _is_product(some, *_directions(some)):
-        return None
+    for glance in (2, _GLANCE):
+        some = g[:, :: max(1, samples // glance)]
+        if not _is_product(some, *_directions(some)):
+            return None
     w, sizes = _directions(g)
     d = _projected(g, w)
     if samples <= _GLANCE:

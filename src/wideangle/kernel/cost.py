@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 Method = Literal["factorised", "per-sample"]
-_PASS_BYTES = 192 * 2**20
-_SMALLEST_PASS, _LARGEST_PASS = 16, 256
+_PASS_BYTES = 256 * 2**20
+_SMALLEST_PASS, _LARGEST_PASS = 16, 1024
 
 
 def free_memory(device: torch.device) -> int:

@@ -56,6 +56,9 @@ def rounding(dtype: torch.dtype) -> float:
     return 84 * torch.finfo(dtype).eps
 
 
+_GLANCE = 0.05  # tolerance at which the search for missed copies looks first
+
+
 @dataclass(frozen=True)
 class TopEigenpairs(Result):
     """The k largest eigenvalues, descending, with their vectors and residuals.
@@ -139,7 +142,7 @@ def lanczos_eigenpairs(
         if not bool(apply(first).any()):
             return TopEigenpairs(np.zeros(k), np.eye(size)[:, :k], np.zeros(k), count)
         operator = LinearOperator((size, size), matvec=apply, dtype=np.float64)  # type: ignore[call-arg]
-        basis = min(size, max(2 * k + 8, 12))
+        basis = min(size, max(2 * k + 1, 12))
         rounds = None if max_products is None else max(1, max_products // basis)
         try:
             values, vectors = eigsh(
@@ -193,7 +196,11 @@ def _with_multiplicities(
         operator = LinearOperator((size, size), matvec=deflated, dtype=np.float64)  # type: ignore[call-arg]
         start = draws.standard_normal(size)
         start -= basis @ (basis.T @ start)
-        value, vector = eigsh(operator, k=1, which="LA", v0=start, ncv=min(size, 20), tol=tolerance / 4)  # type: ignore[arg-type]
+        small = min(size, 10)
+        value, vector = eigsh(operator, k=1, which="LA", v0=start, ncv=small, tol=_GLANCE)  # type: ignore[arg-type]
+        if value[0] * (1 + 4 * _GLANCE) < values[-1]:
+            break  # clearly below what is kept
+        value, vector = eigsh(operator, k=1, which="LA", v0=vector[:, 0], ncv=small, tol=tolerance / 4)  # type: ignore[arg-type]
         if value[0] <= values[-1] * (1 + tolerance) + 1e-300:
             break
         vector = vector[:, 0] - basis @ (basis.T @ vector[:, 0])
