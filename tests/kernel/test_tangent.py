@@ -147,3 +147,39 @@ def test_eigenpairs_and_condition_of_the_operator(method):
     lean = condition_interval(op, dense_limit=4)
     assert (lean.method, lean.smallest_low) == ("Lanczos bound", 0.0)
     assert lean.smallest_high >= float(values[-1])
+
+
+class _Cube(torch.autograd.Function):
+    """A layer of the user's with a backward pass that can be differentiated, and no forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * gradient
+
+
+class NoForwardMode(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.two(_Cube.apply(self.one(x)))
+
+
+def test_products_where_forward_mode_is_missing():
+    model, x = fresh(NoForwardMode()), normal(7, 4)
+    op = TangentKernel(model, x, method="streamed")
+    v = normal(op.shape[0])
+    assert relative(op @ v, op.to_dense() @ v) < 1e-10
+
+
+def test_a_model_on_two_devices_is_refused():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3, device="meta"))
+    with pytest.raises(InputError, match=r"several devices \('0.bias' on cpu, '1.bias' on meta\)"):
+        TangentKernel(model, torch.ones(3, 4))
