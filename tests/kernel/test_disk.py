@@ -20,7 +20,7 @@ from torch import nn
 from zoo import MODELS, fresh, normal
 
 from wideangle.errors import InputError, NumericsError
-from wideangle.kernel import gram_to_disk, tangent_kernel
+from wideangle.kernel import factors, gram_to_disk, tangent_kernel
 
 ROOT = Path(__file__).parents[2]
 
@@ -209,6 +209,19 @@ def test_two_processes_share_factors_and_work_and_give_the_same_numbers(tmp_path
     apart = [float(number) for number in re.findall(r"one process: (\S+) relative", run.stdout)]
     assert len(apart) == 2
     assert max(apart) < 1e-10
+
+
+def test_what_is_sent_is_no_larger_than_it_must_be():
+    model, x = net()
+    row = factors(model, x).rows(10, 15)
+    (chunk,) = row._chunks
+    held = [
+        tensor.untyped_storage().nbytes()
+        for structure in chunk.own().structures.values()
+        if structure is not None
+        for tensor in structure._tensors().values()
+    ]
+    assert sum(held) == row.nbytes
 
 
 DYING = """

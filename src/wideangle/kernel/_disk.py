@@ -274,7 +274,7 @@ class _Job:
         for away in range(1, size // 2 + 1):
             to, source = (rank + away) % size, (rank - away) % size
             for t in track(range(longest), f"tiles with rank {source}"):
-                sent = self._row(mine, t)._chunks if first + t < last else None
+                sent = [c.own() for c in self._row(mine, t)._chunks] if first + t < last else None
                 chunks = self.ranks.exchange(sent, to, source)
                 if chunks is not None:
                     half = 2 * away == size

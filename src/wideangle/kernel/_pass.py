@@ -71,6 +71,10 @@ class Chunk:
         cut = {name: None if s is None else s.part(rows) for name, s in self.structures.items()}
         return Chunk(len(range(self.samples)[rows]), cut)
 
+    def own(self) -> Chunk:
+        """Return the structures with memory of their own."""
+        return Chunk(self.samples, {n: None if s is None else s.own() for n, s in self.structures.items()})
+
     def to(self, dtype: torch.dtype) -> Chunk:
         """Return the structures in another precision."""
         return Chunk(

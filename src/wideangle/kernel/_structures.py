@@ -59,6 +59,10 @@ class Structure:
         }
         return replace(self, **cast) if cast else self  # type: ignore[type-var]
 
+    def own(self) -> Self:
+        """Return the same with memory of its own: of a part, a stored or sent copy would take the whole along."""
+        return replace(self, **{name: value.clone() for name, value in self._tensors().items()})  # type: ignore[type-var]
+
     def general(self) -> Structure:
         """Return the same contribution in a more general form."""
         raise NotImplementedError
