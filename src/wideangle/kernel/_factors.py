@@ -6,7 +6,7 @@ hundreds of times smaller than the Jacobian.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -18,9 +18,9 @@ from wideangle.errors import InputError
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, take
 from wideangle.kernel._pass import Chunk, Outputs, Setting, collect_chunk, device_of, prepare, with_reroutes
 from wideangle.kernel._structures import Kind, add_tile
-from wideangle.kernel.cost import memory_limit, sample_bytes
+from wideangle.kernel.cost import BLOCK, memory_limit, pass_bytes, sample_bytes
 
-__all__ = ["TILE", "Factors", "collect", "factors", "measured_bytes"]
+__all__ = ["TILE", "Factors", "collect", "factors", "fitting", "measured_bytes", "needed_bytes"]
 
 TILE: dict[Kind, int] = {"trace": 256, "full": 64}  # samples on a side: what stays in cache
 _CONVERTED_BYTES = 512 * 2**20
@@ -312,8 +312,8 @@ def factors(
     samples = sum(batch_size(item) for item in items)
     limit = memory_limit(max_memory, device_of(model))
 
-    def work(rerouted: tuple[str, ...]) -> Factors:
-        setting = prepare(
+    def ready(rerouted: tuple[str, ...], together: int) -> Setting:
+        return prepare(
             model,
             items[0],
             samples,
@@ -322,10 +322,12 @@ def factors(
             params=params,
             limit=limit,
             rerouted=rerouted,
+            together=together,
         )
-        need = samples * sample_bytes(setting.layout, setting.methods, setting.outputs)
-        if need > limit:
-            need = samples * measured_bytes(setting, items[0])
+
+    def work(rerouted: tuple[str, ...]) -> Factors:
+        setting = fitting(lambda together: ready(rerouted, together), items, samples, limit)
+        need = needed_bytes(setting, items[0], samples, limit)
         if need > limit:
             raise InputError(
                 f"the factors of {samples} samples need about {need / 2**20:.0f} MiB, more than max_memory = "
@@ -335,3 +337,24 @@ def factors(
         return collect(setting, items)
 
     return with_reroutes(work)
+
+
+def needed_bytes(setting: Setting, item: Batch, samples: int, limit: int) -> int:
+    """Return the bytes of all factors: as planned where that fits `limit`, else by a measured chunk."""
+    planned = samples * sample_bytes(setting.layout, setting.methods, setting.outputs)
+    if planned <= limit or pass_bytes(setting.layout, setting.methods, setting.outputs) > limit:
+        return planned
+    return samples * measured_bytes(setting, item)
+
+
+def fitting(ready: Callable[[int], Setting], items: list[Batch], samples: int, limit: int) -> Setting:
+    """Return the quickest setting whose factors fit `limit`, or else the smallest.
+
+    Args:
+        ready: how many samples' factors must fit at once -> a setting.
+        items: the batches.
+        samples: how many samples they hold.
+        limit: bytes for all factors.
+    """
+    quick = ready(BLOCK)
+    return quick if needed_bytes(quick, items[0], samples, limit) <= limit else ready(samples)

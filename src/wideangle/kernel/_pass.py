@@ -16,7 +16,7 @@ from wideangle.kernel._cover import Call
 from wideangle.kernel._fallback import fallback_structure
 from wideangle.kernel._model import Batch, OutputPick, batch_size, check_model, explained, select_parameters
 from wideangle.kernel._structures import Structure
-from wideangle.kernel.cost import Method, choose_methods, chunk_size
+from wideangle.kernel.cost import BLOCK, Method, choose_methods, chunk_size
 from wideangle.seeds import generator
 
 __all__ = [
@@ -169,8 +169,11 @@ def prepare(
     limit: int,
     rerouted: tuple[str, ...] = (),
     needs_factors: bool = True,
+    together: int = BLOCK,
 ) -> Setting:
     """Return a model made ready for its factor pass: checked, probed, with a method for every layer.
+
+    `together` is how many samples' factors must fit `limit` at once, see `choose_methods`.
 
     Raises:
         InputError: as for `factors`; also where one sample's factors exceed `limit` and `needs_factors`.
@@ -182,7 +185,7 @@ def prepare(
         layout = replace(layout, covers=covers, fallback=layout.fallback + rerouted)
     cotangents = cotangents_for(outputs, layout.outputs, layout.dtype, layout.device)
     trace = isinstance(outputs, str) and outputs != "full"
-    methods = choose_methods(layout, samples, len(cotangents), trace, limit)
+    methods = choose_methods(layout, samples, len(cotangents), trace, limit, together)
     try:
         chunk = chunk_size(layout, methods, len(cotangents), limit)
     except InputError:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.errors import InputError
-from wideangle.kernel._factors import Factors, collect, measured_bytes
+from wideangle.kernel._factors import Factors, collect, fitting, needed_bytes
 from wideangle.kernel._group import Ranks, shard
 from wideangle.kernel._model import OutputPick, batch_size, batches
 from wideangle.kernel._pass import Outputs, Setting, collect_chunk, device_of, prepare
 from wideangle.kernel._stream import Stream
-from wideangle.kernel.cost import memory_limit, pass_bytes, sample_bytes
+from wideangle.kernel.cost import BLOCK, memory_limit
 from wideangle.kernel.gram import tangent_kernel
 
 __all__ = ["Method", "TangentKernel"]
@@ -100,24 +100,30 @@ class TangentKernel:
     @torch.inference_mode(False)
     def _made(self, rerouted: tuple[str, ...], method: Method) -> tuple[Setting, Factors | Stream]:
         mine = sum(batch_size(item) for item in self._items)
-        setting = prepare(
-            self._model,
-            self._items[0],
-            mine,
-            rerouted=rerouted,
-            needs_factors=method == "cached",
-            **self._options,
-        )
-        need = mine * sample_bytes(setting.layout, setting.methods, setting.outputs)
-        one = pass_bytes(setting.layout, setting.methods, setting.outputs)
-        if method != "streamed" and 2 * need > self._limit and one <= self._limit:
-            need = mine * measured_bytes(setting, self._items[0])
+
+        def ready(together: int) -> Setting:
+            return prepare(
+                self._model,
+                self._items[0],
+                mine,
+                rerouted=rerouted,
+                needs_factors=method == "cached",
+                together=together,
+                **self._options,
+            )
+
+        if method == "streamed":
+            setting = ready(BLOCK)
+            return setting, Stream(setting, self._items, self._limit)
+        room = self._limit if method == "cached" else self._limit // 2
+        setting = fitting(ready, self._items, mine, room)
+        need = needed_bytes(setting, self._items[0], mine, room)
         if method == "cached" and need > self._limit:
             raise InputError(
                 f"the factors of {mine} samples need about {need / 2**20:.0f} MiB, more than max_memory = "
                 f"{self._limit / 2**20:.0f} MiB; use method='streamed', or more memory"
             )
-        if method == "cached" or (method == "auto" and 2 * need <= self._limit):
+        if need <= room:
             return setting, collect(setting, self._items)
         return setting, Stream(setting, self._items, self._limit)
 

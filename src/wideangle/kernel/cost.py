@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wideangle.kernel._cover import Cover
 
 __all__ = [
+    "BLOCK",
     "Machine",
     "Work",
     "choose_methods",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 Method = Literal["factorised", "per-sample"]
+BLOCK = 64  # samples whose factors should lie in memory at once, whatever the limit
 _PASS_BYTES = 256 * 2**20
 _SMALLEST_PASS, _LARGEST_PASS = 16, 1024
 
@@ -126,7 +128,12 @@ class Work:
 
 
 def choose_methods(
-    layout: Layout, samples: int, outputs: int, trace: bool, limit: int | None = None
+    layout: Layout,
+    samples: int,
+    outputs: int,
+    trace: bool,
+    limit: int | None = None,
+    together: int = BLOCK,
 ) -> dict[str, Method]:
     """Return for each covered layer the cheaper method, within memory where that helps.
 
@@ -134,14 +141,15 @@ def choose_methods(
 
     multiply-adds, with q = 1 for the trace kernel and 2 for the full one, and to them the bytes moved (see
     `work`), in the exchange rate that a micro-benchmark found. A layer with one position is always factorised.
-    Where the factors of all samples would exceed `limit`, layers that are smaller factorised are kept so.
+    Where the factors of `together` samples would exceed `limit`, layers that are smaller factorised are kept so.
 
     Args:
         layout: the model's layout.
         samples: n.
         outputs: C, the number of logits differentiated.
         trace: whether only the sum over outputs is wanted.
-        limit: bytes for the factors of all samples.
+        limit: bytes for factors.
+        together: how many samples' factors must lie in memory at once: all for a cache, a block for a matrix.
     """
     balance = machine(layout.device, layout.dtype).balance
     methods: dict[str, Method] = {
@@ -156,7 +164,7 @@ def choose_methods(
             small = _layer_numbers(cover, layout, "factorised", outputs)
             savings.append((large - small, cover.name))
     for saving, name in sorted(savings, reverse=True):
-        if saving <= 0 or samples * sample_bytes(layout, methods, outputs) <= limit:
+        if saving <= 0 or min(samples, together) * sample_bytes(layout, methods, outputs) <= limit:
             break
         methods[name] = "factorised"
     return methods
