@@ -98,7 +98,7 @@ def disk(n: int, folder: Path) -> dict[str, Any]:
     with subprocess.Popen(command) as run:
         done = path.with_name(path.name + ".part.done")
         share = 0.0
-        while run.poll() is None and share < 0.4:
+        while run.poll() is None and share < 0.5:
             time.sleep(0.2)
             flags = np.fromfile(done, np.uint8) if done.exists() else np.zeros(1)
             side = int(len(flags) ** 0.5)
@@ -195,6 +195,8 @@ def main() -> None:
     print(f"\nwritten to {write_atomically(options.json, json.dumps(rows, indent=1))}")
     if options.folder is None:
         shutil.rmtree(folder)
+    if len(rows) < len(chosen):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

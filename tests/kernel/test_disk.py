@@ -44,7 +44,7 @@ def test_the_numbers_of_the_kernel_in_memory(name, outputs, tmp_path):
     expected = expected.reshape(file.side, file.side).numpy()
     assert np.linalg.norm(file.open() - expected) <= 1e-10 * np.linalg.norm(expected)
     assert np.load(tmp_path / "k.npy").shape == expected.shape
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["k.npy", "k.npy.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["k.npy", "k.npy.meta.json"]
 
 
 @pytest.mark.parametrize("outputs", ["trace", "full", [1], "sum"])
@@ -222,6 +222,81 @@ def test_what_is_sent_is_no_larger_than_it_must_be():
         for tensor in structure._tensors().values()
     ]
     assert sum(held) == row.nbytes
+
+
+class Two(nn.Module):
+    """Two outputs and an activation of choice; the weights say neither."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.one, self.two, self.act = nn.Linear(4, 12), nn.Linear(12, 3), act
+
+    def forward(self, x):
+        h = self.two(self.act(self.one(x)))
+        return h, torch.tanh(h)
+
+
+def test_models_with_the_same_weights_are_told_apart(tmp_path):
+    model, x = fresh(Two(torch.relu)), normal(20, 4)
+    gram_to_disk(model, x, tmp_path / "k.npy", output=0)
+    with pytest.raises(InputError, match="first logits"):
+        gram_to_disk(model, x, tmp_path / "k.npy", output=1)
+    model.act = torch.tanh
+    with pytest.raises(InputError, match="first logits"):
+        gram_to_disk(model, x, tmp_path / "k.npy", output=0)
+
+
+def test_a_finished_file_does_not_depend_on_memory(tmp_path):
+    model, x = net()
+    first = gram_to_disk(model, x, tmp_path / "k.npy", max_memory=limit_for(6))
+    again = gram_to_disk(model, x, tmp_path / "k.npy")
+    assert (again.computed, again.reused) == (0, first.computed)
+    assert gram_to_disk(model, x, tmp_path / "k.npy", max_memory=limit_for(3)).computed == 0
+
+
+def test_stopped_between_the_last_two_renames(tmp_path):
+    model, x = net()
+    first = gram_to_disk(model, x, tmp_path / "k.npy")
+    kept = np.array(first.open())
+    (tmp_path / "k.npy").rename(tmp_path / "k.npy.part")
+    again = gram_to_disk(model, x, tmp_path / "k.npy")
+    assert (again.computed, again.reused) == (0, first.computed)
+    assert np.array_equal(again.open(), kept)
+
+
+def test_one_run_at_a_time(tmp_path):
+    from wideangle.kernel._tile_file import TileFile
+
+    model, x = net()
+    other = TileFile(tmp_path / "k.npy", {}, 40, 40, np.dtype("float32"))
+    with other.held(), pytest.raises(InputError, match="another run is writing"):
+        gram_to_disk(model, x, tmp_path / "k.npy")
+    assert gram_to_disk(model, x, tmp_path / "k.npy").computed == 1
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", None, 3, "/proc/nope/k.npy", "x" * 300])
+def test_paths_that_name_no_file(path):
+    model, x = net()
+    with pytest.raises(InputError, match=r"path is|cannot be written"):
+        gram_to_disk(model, x, path)
+
+
+@pytest.mark.parametrize("name", ["k.npy.part", "k.npy.part.done", "k.npy.part.json"])
+def test_files_cut_short(name, tmp_path, monkeypatch):
+    from wideangle.kernel import _disk
+
+    def stop(self, *args):
+        raise KeyboardInterrupt
+
+    model, x = net()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_disk._Job, "_write", stop)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            gram_to_disk(model, x, tmp_path / "k.npy")
+    assert "call gram_to_disk again to go on" in caught.value.__notes__[0]
+    (tmp_path / name).write_bytes(b"[[")
+    with pytest.raises(InputError, match=r"cut short|cannot be read"):
+        gram_to_disk(model, x, tmp_path / "k.npy")
 
 
 DYING = """

@@ -35,7 +35,7 @@ def test_indefinite_operator_gives_the_largest_not_the_most_negative():
 
 def test_says_when_it_did_not_converge():
     values = torch.linspace(0.0, 1.0, 2000, dtype=torch.float64)
-    with pytest.raises(ConvergenceError, match="0 of 1 eigenpairs converged"):
+    with pytest.raises(ConvergenceError, match="max_products=12 products were not enough"):
         lanczos_eigenpairs(lambda v: values * v, 2000, tolerance=1e-12, max_products=12)
 
 

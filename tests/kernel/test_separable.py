@@ -129,3 +129,37 @@ def test_chunks_of_different_forms_fit_together():
     exact = jacobian_kernel(model, few)
     assert relative(one.gram(two), exact[:20, :, 20:]) < 1e-10
     assert relative(one.gram(two, kind="trace"), torch.einsum("icjc->ij", exact)[:20, 20:]) < 1e-10
+
+
+class Turned(nn.Module):
+    """Which unit serves which logit depends on the sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.layer(x)
+        return torch.where(x[:, :1] > 0, z, z.flip(1))
+
+
+class Sorted(Turned):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).sort(1)[0]
+
+
+@pytest.mark.parametrize("kind", [Turned, Sorted])
+def test_units_that_serve_other_logits_in_the_other_chunk(kind):
+    model, x = fresh(kind()), normal(40, 4)
+    x = x[x[:, 0].argsort()]
+    exact = jacobian_kernel(model, x)
+    cut = int((x[:, 0] <= 0).sum())
+    assert relative(tangent_kernel(model, x[:cut], x[cut:]), exact[:cut, :, cut:]) < 1e-10
+    assert relative(factors(model, x).gram(), exact) < 1e-10
+
+
+def test_a_deviation_on_one_sample_is_no_product_however_small():
+    w, d = normal(1, 3, 5), normal(1, 60, 4, 5, seed=2)
+    g = w[:, None, :, None] * d[:, :, None]
+    g[0, 33, 1] *= 1 + 1e-12
+    assert separate(g) is None

@@ -183,3 +183,113 @@ def test_a_model_on_two_devices_is_refused():
     model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3, device="meta"))
     with pytest.raises(InputError, match=r"several devices \('0.bias' on cpu, '1.bias' on meta\)"):
         TangentKernel(model, torch.ones(3, 4))
+
+
+def test_under_inference_mode():
+    build, data = MODELS["mlp"]
+    model, x = fresh(build()), data()
+    op = TangentKernel(model, x, method="streamed")
+    expected, v = op.to_dense(), normal(op.shape[0])
+    with torch.inference_mode():
+        w = v + 0.0
+        assert relative(op.diagonal().reshape(-1), expected.diagonal()) < 1e-10
+        assert relative(op @ w, expected @ v) < 1e-10
+        assert relative(TangentKernel(model, x) @ w, expected @ v) < 1e-10
+        made = nn.Linear(4, 3).double()
+    with pytest.raises(InputError, match="made in inference mode"):
+        TangentKernel(made, x)
+
+
+class PaddedTie(nn.Module):
+    """The embedding's padding row gets no gradient from the lookup, but some from the head it is tied to."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 5, padding_idx=0)
+
+    def forward(self, x):
+        return torch.tanh(self.embed(x)).sum(1) @ self.embed.weight.T
+
+
+def test_a_tied_padding_row():
+    model, x = fresh(PaddedTie()), tokens(6, 4)
+    assert bool((x == 0).any())
+    op = TangentKernel(model, x, method="streamed")
+    v = normal(op.shape[0])
+    assert relative(op @ v, op.to_dense() @ v) < 1e-10
+    assert relative(TangentKernel(model, x, method="cached") @ v, op.to_dense() @ v) < 1e-10
+
+
+class SometimesBare(nn.Module):
+    """Uses a layer's weight by itself, in sequences of length 4 only."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.one(x))
+        bare = nn.functional.linear(h, self.two.weight)
+        return self.two(h) if x.dim() < 3 else bare.mean(1)
+
+
+def test_a_layer_used_otherwise_in_a_later_batch():
+    model = fresh(SometimesBare())
+    data = [normal(6, 4), normal(5, 3, 4)]
+    op = TangentKernel(model, data, method="streamed")
+    assert relative(op.diagonal().reshape(-1), op.to_dense().diagonal()) < 1e-10
+    v = normal(op.shape[0])
+    assert relative(op @ v, op.to_dense() @ v) < 1e-10
+
+
+def test_the_trace_choice_gives_the_full_operator():
+    build, data = MODELS["mlp"]
+    model, x = fresh(build()), data()
+    op = TangentKernel(model, x, outputs="trace", method="streamed")
+    assert op.to_dense().shape == op.shape
+
+
+@pytest.mark.parametrize("v", ["abc", None, torch.ones(15, device="meta"), torch.ones(15) * 1j])
+def test_what_cannot_be_multiplied(v):
+    op = TangentKernel(nn.Linear(4, 3), torch.ones(5, 4))
+    with pytest.raises(InputError, match="cannot multiply a kernel with"):
+        op @ v
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [torch.tensor(1), [[1, 0, 0]], [1.5], [True, False, True], torch.ones(0, 3), torch.ones(3) > 0, 1j],
+)
+def test_outputs_that_name_none(outputs):
+    with pytest.raises(InputError, match="outputs is"):
+        TangentKernel(nn.Linear(4, 3), torch.ones(5, 4), outputs=outputs)
+
+
+def test_outputs_from_numpy():
+    model, x = fresh(nn.Linear(4, 3)), normal(5, 4)
+    assert TangentKernel(model, x, outputs=np.array([0, 2])).outputs == 2
+    assert TangentKernel(model, x, outputs=np.int64(1)).outputs == 1
+
+
+@pytest.mark.parametrize("model", [None, nn.Linear(4, 3, device="meta")])
+def test_models_that_are_none(model):
+    with pytest.raises(InputError, match="the model"):
+        TangentKernel(model, torch.ones(5, 4))
+
+
+@pytest.mark.parametrize("k", [0, 16, 1.5, 2.0, True, None, "3"])
+def test_counts_that_are_none(k):
+    op = TangentKernel(nn.Linear(4, 3), torch.ones(5, 4))
+    with pytest.raises(InputError, match="must be a whole number between 1 and the size"):
+        top_eigenpairs(op, k)
+
+
+def test_an_operator_of_rank_one():
+    from wideangle.kernel import lanczos_eigenpairs
+
+    top = torch.zeros(50, dtype=torch.float64)
+    top[0] = 1.0
+    found = lanczos_eigenpairs(lambda v: top * (top @ v), 50, k=2)
+    assert found.values == pytest.approx([1.0, 0.0], abs=1e-12)
+    with pytest.raises(InputError, match="op is a Tensor"):
+        top_eigenpairs(torch.eye(4), 1)

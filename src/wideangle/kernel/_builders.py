@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from wideangle.kernel._cover import Call, Cover
+from wideangle.kernel._lookup import Lookup
 from wideangle.kernel._separable import SeparableOuter, SeparablePositions, separate
-from wideangle.kernel._structures import Explicit, Lookup, Outer, Positions, Structure, Turned
+from wideangle.kernel._structures import Explicit, Outer, Positions, Structure, Turned
 
 __all__ = ["Builder", "builder_for"]
 

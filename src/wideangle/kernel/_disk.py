@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,28 @@ from wideangle.errors import InputError, NumericsError
 from wideangle.files import digest
 from wideangle.kernel._factors import Factors, collect, measured_bytes
 from wideangle.kernel._group import Ranks, shard
-from wideangle.kernel._model import Batch, OutputPick, batch_size, batches
-from wideangle.kernel._pass import Chunk, Outputs, Setting, device_of, prepare
+from wideangle.kernel._model import (
+    Batch,
+    OutputPick,
+    batch_size,
+    batches,
+    call,
+    copied,
+    largest,
+    logits,
+    plain_attention,
+    take,
+)
+from wideangle.kernel._pass import Chunk, Outputs, Setting, device_of, prepare, with_reroutes
 from wideangle.kernel._structures import Kind
-from wideangle.kernel._tile_file import TileFile
-from wideangle.kernel.cost import memory_limit, sample_bytes
+from wideangle.kernel._tile_file import LOGITS, TileFile
+from wideangle.kernel.cost import HELD, memory_limit, sample_bytes
 from wideangle.progress import track
 from wideangle.result import Provenance, Result
 
 __all__ = ["GramFile", "gram_to_disk"]
 
 _SIDE = 1024  # rows of a tile, about
-_HELD = 0.6  # of the memory: rows that stay
 _DTYPES = {torch.float32: np.dtype("float32"), torch.float64: np.dtype("float64")}
 
 
@@ -109,49 +121,71 @@ def gram_to_disk(
     if dtype not in _DTYPES:
         raise InputError(f"dtype is {dtype}; choose torch.float32 or torch.float64")
     begun = time.perf_counter()
+    place = _path(path)
     device = device_of(model)
-    items, ranks, limit = batches(x, device), Ranks.of(group), memory_limit(max_memory, device)
+    items, ranks = batches(x, device), Ranks.of(group)
+    limit = ranks.least(memory_limit(max_memory, device))
     samples = sum(batch_size(item) for item in items)
     kind: Kind = "trace" if isinstance(outputs, str) and outputs == "trace" else "full"
 
     def ready(rerouted: tuple[str, ...]) -> Setting:
         options = {"outputs": outputs, "output": output, "params": params, "limit": limit}
-        return prepare(model, items[0], samples, rerouted=rerouted, **options)
+        return prepare(model, largest(items), samples, rerouted=rerouted, **options)
 
     setting = ready(())
-    file = _file(Path(path), setting, items, kind, dtype, limit, ranks.size)
+    facts = _facts(setting, items, kind)
+    side = samples * (setting.outputs if kind == "full" else 1)
+    whole = TileFile(place, facts, side, side, _DTYPES[dtype])
+    if ranks.every(whole.finished())[0]:
+        job = _Job(setting, items, samples, kind, dtype, ranks, whole, limit)
+        return job.report(whole.finished_tiles(), begun)
+    file = _file(whole, setting, samples, kind, limit, ranks.size)
     job = _Job(setting, items, samples, kind, dtype, ranks, file, limit)
-    if ranks.agreed_bool(file.finished()):
-        return job.report(file.tiles * (file.tiles + 1) // 2, begun)
-    if ranks.rank == 0:
-        file.open()
-    ranks.wait()
-    before = file.tiles * (file.tiles + 1) // 2 - len(list(file.missing()))
-
-    def work(rerouted: tuple[str, ...]) -> None:
-        job.setting = ready(rerouted) if rerouted else setting
-        job.run()
-
-    ranks.agreed(work)
-    ranks.wait()
-    if ranks.rank == 0:
-        file.close()
-    ranks.wait()
+    with file.held() if ranks.rank == 0 else nullcontext():
+        if ranks.rank == 0:
+            file.open()
+        ranks.wait()
+        before = file.tiles * (file.tiles + 1) // 2 - len(list(file.missing()))
+        try:
+            job.run(ready)
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"finished tiles are kept in {file.part}; call gram_to_disk again to go on")
+            raise
+        ranks.wait()
+        if ranks.rank == 0:
+            file.close()
+        ranks.wait()
     return job.report(before, begun)
 
 
-def _file(
-    path: Path, setting: Setting, items: list[Batch], kind: Kind, dtype: torch.dtype, limit: int, ranks: int
-) -> TileFile:
+def _path(path: str | os.PathLike[str]) -> Path:
+    """Return an absolute path of a file that could be written.
+
+    Raises:
+        InputError: it is no path, or names a folder.
+    """
+    try:
+        place = Path(path).expanduser().absolute()
+        if not Path(path).name or place.is_dir():
+            raise InputError(
+                f"path is {str(path)!r}, which names a folder or nothing; name a file, as in kernel.npy"
+            )
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except TypeError as error:
+        raise InputError(f"path is a {type(path).__name__}; give the name of a file") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{str(path)[:200]!r} cannot be written: {error}") from error
+    return place
+
+
+def _file(whole: TileFile, setting: Setting, samples: int, kind: Kind, limit: int, ranks: int) -> TileFile:
     """Return the file with its tile size: that of a run to go on with, else what fits memory and shares evenly."""
-    samples = sum(batch_size(item) for item in items)
     wide = setting.outputs if kind == "full" else 1
     each = max(1, sample_bytes(setting.layout, setting.methods, setting.outputs))
-    facts = _facts(setting, items, kind)
-    known = TileFile(path, facts, samples * wide, wide, _DTYPES[dtype]).known_edge()
+    known = whole.known_edge()
 
     def needed(edge: int) -> int:
-        return 2 * edge * each + 3 * (edge * wide) ** 2 * dtype.itemsize
+        return 2 * edge * each + 3 * (edge * wide) ** 2 * whole.dtype.itemsize
 
     edge = (
         known // wide
@@ -166,13 +200,16 @@ def _file(
             f"two tiles' factors and a tile of {edge} samples need {need / 2**20:,.1f} MiB, more than max_memory = "
             f"{limit / 2**20:,.1f} MiB; give at least {need:,} bytes"
         )
-    return TileFile(path, facts, samples * wide, edge * wide, _DTYPES[dtype])
+    return replace(whole, edge=edge * wide)
 
 
 def _facts(setting: Setting, items: list[Batch], kind: Kind) -> dict[str, str]:
     """Return what a file must have been made from to be taken up."""
     layout = setting.layout
-    facts = {"model": type(layout.model).__name__, "kind": kind, "outputs": digest(setting.cotangents)}
+    shape = re.sub(r" at 0x[0-9a-f]+", "", repr(layout.model)).encode()
+    code = digest(torch.frombuffer(bytearray(shape), dtype=torch.uint8))
+    facts = {"model": f"{type(layout.model).__name__} {code}"}
+    facts |= {"kind": kind, "outputs": digest(setting.cotangents)}
     facts |= {f"parameter {n}": digest(p) for n, p in layout.parameters.items()}
     facts |= {f"buffer {n}": digest(b) for n, b in layout.model.named_buffers()}
     facts["differentiated"] = ", ".join(
@@ -181,7 +218,16 @@ def _facts(setting: Setting, items: list[Batch], kind: Kind) -> dict[str, str]:
     for k, item in enumerate(items):
         for key, tensor in sorted(item.items()) if isinstance(item, dict) else [("x", item)]:
             facts[f"inputs {k} {key}"] = digest(tensor)
+    facts[LOGITS] = _first_logits(setting, items[0])
     return facts
+
+
+def _first_logits(setting: Setting, item: Batch) -> str:
+    """Return the first sample's logits: they tell models apart that differ in their forward pass only."""
+    layout, first = setting.layout, copied(take(item, slice(0, 1)))
+    with torch.no_grad(), plain_attention():
+        z = logits(call(layout.model, layout.parameters, first), layout.output, 1)
+    return " ".join(f"{value:.9g}" for value in z[0, :16].tolist())
 
 
 @dataclass
@@ -205,13 +251,20 @@ class _Job:
         """Samples on a tile's side."""
         return self.file.edge * self.samples // self.file.side
 
-    def run(self) -> None:
-        """Compute this process's tiles that are not written yet."""
+    def run(self, ready: Callable[[tuple[str, ...]], Setting]) -> None:
+        """Compute this process's tiles that are not written yet; `ready` makes a setting with a larger fallback."""
         self.matrix, self.done = self.file.maps()
-        if self.ranks.size == 1:
-            self._alone()
+        if self.ranks.size > 1:
+            self._together(
+                self.ranks.agreed(lambda names: self._own(ready(names) if names else self.setting))
+            )
         else:
-            self._together()
+
+            def work(names: tuple[str, ...]) -> None:
+                self.setting = ready(names) if names else self.setting
+                self._alone()
+
+            with_reroutes(work)
         self.matrix.flush()
 
     def report(self, reused: int, begun: float) -> GramFile:
@@ -236,8 +289,8 @@ class _Job:
 
     def _alone(self) -> None:
         """A tall block of rows stays in memory; the tile rows above it pass by, one at a time."""
-        each = measured_bytes(self.setting, self.items[0])
-        tall = max(1, int(_HELD * self.limit / (each * self.edge)))
+        each = measured_bytes(self.setting, largest(self.items))
+        tall = max(1, int(HELD * self.limit / (each * self.edge)))
         missing = set(self.file.missing())
 
         def tasks() -> Iterator[tuple[int, int, Factors, Factors]]:
@@ -260,12 +313,27 @@ class _Job:
     def _row(self, held: Factors, index: int) -> Factors:
         return held.rows(index * self.edge, min((index + 1) * self.edge, held.samples))
 
-    def _together(self) -> None:
+    def _shares(self) -> list[int]:
+        """Return the tile rows at which the ranks' shares begin, and the end."""
+        return [e // self.edge for e in self.ranks.edges(self.samples, self.edge)[:-1]] + [self.file.tiles]
+
+    def _own(self, setting: Setting) -> Factors:
+        """Return the factors of this rank's samples, all of which it holds."""
+        self.setting = setting
+        first, last = self._shares()[self.ranks.rank : self.ranks.rank + 2]
+        mine = min(last * self.edge, self.samples) - first * self.edge
+        need = mine * measured_bytes(setting, largest(self.items))
+        if need > self.limit:
+            raise InputError(
+                f"rank {self.ranks.rank} would hold the factors of {mine} samples, {need / 2**20:,.1f} MiB, more than "
+                f"max_memory = {self.limit / 2**20:,.1f} MiB; use more processes, or give {need:,} bytes"
+            )
+        return self._collect(first, last)
+
+    def _together(self, mine: Factors) -> None:
         """Own tiles first; then the tile rows of the ranks up to half way round pass by, one at a time."""
-        size, rank = self.ranks.size, self.ranks.rank
-        edges = [e // self.edge for e in self.ranks.edges(self.samples, self.edge)[:-1]] + [self.file.tiles]
+        size, rank, edges = self.ranks.size, self.ranks.rank, self._shares()
         first, last = edges[rank], edges[rank + 1]
-        mine = self._collect(first, last)
         missing = set(self.file.missing())
         own = [(i, j) for i in range(first, last) for j in range(first, i + 1) if (i, j) in missing]
         for i, j in track(own, "own tiles"):
@@ -275,7 +343,7 @@ class _Job:
             to, source = (rank + away) % size, (rank - away) % size
             for t in track(range(longest), f"tiles with rank {source}"):
                 sent = [c.own() for c in self._row(mine, t)._chunks] if first + t < last else None
-                chunks = self.ranks.exchange(sent, to, source)
+                chunks = self.ranks.exchange(sent, to, source, mine.device)
                 if chunks is not None:
                     half = 2 * away == size
                     self._meet(mine, first, last, chunks, edges[source] + t, half, source, missing)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from wideangle.kernel._factors import TILE
-from wideangle.kernel._model import OutputPick, batch_size, batches
+from wideangle.kernel._model import OutputPick, batch_size, batches, largest
 from wideangle.kernel._pass import Outputs, Setting, device_of, prepare
 from wideangle.kernel._structures import Kind
-from wideangle.kernel.cost import Machine, layer_bytes, machine, memory_limit, sample_bytes, work
+from wideangle.kernel.cost import HELD, Machine, layer_bytes, machine, memory_limit, sample_bytes, work
 from wideangle.result import Provenance, Result
 
 __all__ = ["Explanation", "explain"]
@@ -111,7 +111,7 @@ def explain(
     samples = sum(batch_size(item) for item in items)
     setting = prepare(
         model,
-        items[0],
+        largest(items),
         samples,
         outputs=outputs,
         output=output,
@@ -159,7 +159,7 @@ def _explained(setting: Setting, samples: int, kind: Kind, limit: int, rates: Ma
         factor_bytes=need,
         result_bytes=samples**2 * wide * 8,
         memory_limit=limit,
-        fits=2 * need <= limit,
+        fits=need <= HELD * (limit - samples**2 * wide * 8),
         seconds=total / rates.multiply_adds + moved / rates.bytes,
         provenance=Provenance.here(device=str(layout.device)),
     )

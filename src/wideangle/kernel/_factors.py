@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.errors import InputError
-from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, take
+from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, largest, take
 from wideangle.kernel._pass import Chunk, Outputs, Setting, collect_chunk, device_of, prepare, with_reroutes
 from wideangle.kernel._structures import Kind, add_tile
 from wideangle.kernel.cost import BLOCK, memory_limit, pass_bytes, sample_bytes
 
-__all__ = ["TILE", "Factors", "collect", "factors", "fitting", "measured_bytes", "needed_bytes"]
+__all__ = ["TILE", "Factors", "as_vector", "collect", "factors", "fitting", "measured_bytes", "needed_bytes"]
 
 TILE: dict[Kind, int] = {"trace": 256, "full": 64}  # samples on a side: what stays in cache
 _CONVERTED_BYTES = 512 * 2**20
@@ -214,9 +214,7 @@ class Factors:
         Cost: two passes over the factors, about 4 n sum(K O) multiply-adds for each column.
         """
         n, outputs = self.samples, self.outputs
-        v = torch.as_tensor(v, device=self.device)
-        if not v.is_floating_point():
-            v = v.to(self.dtype)
+        v = as_vector(v, self.device, self.dtype)
         if v.shape not in {(n * outputs,), (n, outputs)} and (v.dim() != 2 or v.shape[0] != n * outputs):
             raise InputError(
                 f"cannot multiply a kernel of {n} samples and {outputs} outputs with shape "
@@ -232,6 +230,27 @@ class Factors:
 def _check_float(dtype: torch.dtype) -> None:
     if not dtype.is_floating_point:
         raise InputError(f"dtype is {dtype}; sums over parameters need a floating-point type")
+
+
+def as_vector(v: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return what is to be multiplied as a real floating-point tensor on a device.
+
+    Raises:
+        InputError: it holds no real numbers.
+    """
+    try:
+        vector = torch.as_tensor(v, device=device)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"cannot multiply a kernel with a {type(v).__name__} ({error}); give a tensor"
+        ) from error
+    if vector.is_complex() or vector.is_meta:
+        raise InputError(
+            f"cannot multiply a kernel with {vector.dtype} on {vector.device}; give real numbers"
+        )
+    if vector.is_inference():
+        vector = vector.clone()
+    return vector if vector.is_floating_point() else vector.to(dtype)
 
 
 def _mirror(tile: Tensor) -> Tensor:
@@ -315,7 +334,7 @@ def factors(
     def ready(rerouted: tuple[str, ...], together: int) -> Setting:
         return prepare(
             model,
-            items[0],
+            largest(items),
             samples,
             outputs=outputs,
             output=output,
@@ -327,7 +346,7 @@ def factors(
 
     def work(rerouted: tuple[str, ...]) -> Factors:
         setting = fitting(lambda together: ready(rerouted, together), items, samples, limit)
-        need = needed_bytes(setting, items[0], samples, limit)
+        need = needed_bytes(setting, largest(items), samples, limit)
         if need > limit:
             raise InputError(
                 f"the factors of {samples} samples need about {need / 2**20:.0f} MiB, more than max_memory = "
@@ -357,4 +376,4 @@ def fitting(ready: Callable[[int], Setting], items: list[Batch], samples: int, l
         limit: bytes for all factors.
     """
     quick = ready(BLOCK)
-    return quick if needed_bytes(quick, items[0], samples, limit) <= limit else ready(samples)
+    return quick if needed_bytes(quick, largest(items), samples, limit) <= limit else ready(samples)

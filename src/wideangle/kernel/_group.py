@@ -41,7 +41,12 @@ class Ranks:
             raise InputError(
                 "group= needs torch.distributed: call torch.distributed.init_process_group() first, under torchrun"
             )
-        return cls(group, dist.get_rank(group), dist.get_world_size(group))
+        try:
+            return cls(group, dist.get_rank(group), dist.get_world_size(group))
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise InputError(
+                f"group is a {type(group).__name__}, no process group of torch.distributed"
+            ) from error
 
     def edges(self, samples: int, step: int = 1) -> list[int]:
         """Return where the shards of `samples` begin and end, at multiples of `step`.
@@ -66,23 +71,27 @@ class Ranks:
             return work(names)
 
         found = with_reroutes(noted)
-        if self.size == 1:
-            return found
-        import torch.distributed as dist
-
-        every: list[Any] = [None] * self.size
-        with self.answering():
-            dist.all_gather_object(every, used[-1], group=self.group)
-        wanted = tuple(sorted({name for names in every for name in names}))
+        wanted = tuple(sorted({name for names in self.every(used[-1]) for name in names}))
         return found if set(wanted) == set(used[-1]) else work(wanted)
 
-    def agreed_bool(self, value: bool) -> bool:
-        """Return rank 0's answer to a question on shared files."""
+    def least(self, value: int) -> int:
+        """Return the smallest of the ranks' values."""
+        return -self.most(-value)
+
+    def most(self, value: int) -> int:
+        """Return the largest of the ranks' values."""
+        return value if self.size == 1 else max(self.every(value))
+
+    def every(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in their order."""
         if self.size == 1:
-            return value
-        answer = torch.tensor([float(value) if self.rank == 0 else 0.0])
-        self.add([answer])
-        return bool(answer[0] > 0)
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        with self.answering():
+            dist.all_gather_object(found, value, group=self.group)
+        return found
 
     def add(self, tensors: list[Tensor]) -> None:
         """Sum tensors over the ranks, in place."""
@@ -108,8 +117,8 @@ class Ranks:
             dist.all_gather(found, padded, group=self.group)
         return torch.cat([one[:length] for one, length in zip(found, lengths, strict=True)])
 
-    def exchange(self, mine: Any, to: int, source: int) -> Any:
-        """Send an object to one rank while taking one from another; None is sent like anything else."""
+    def exchange(self, mine: Any, to: int, source: int, device: torch.device) -> Any:
+        """Send an object to one rank while taking one from another, its tensors to `device`; None is sent too."""
         import torch.distributed as dist
 
         buffer = io.BytesIO()
@@ -121,7 +130,7 @@ class Ranks:
             incoming = torch.empty(int(sizes[1]), dtype=torch.uint8)
             self._swap(dist, outgoing, incoming, to, source)
         # what arrives was packed by this very library in another process of the same run
-        return torch.load(io.BytesIO(incoming.numpy().tobytes()), weights_only=False)
+        return torch.load(io.BytesIO(incoming.numpy().tobytes()), map_location=device, weights_only=False)
 
     def _swap(self, dist: Any, outgoing: Tensor, incoming: Tensor, to: int, source: int) -> None:
         device = self._device(dist)

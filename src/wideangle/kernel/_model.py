@@ -23,6 +23,7 @@ __all__ = [
     "copied",
     "explained",
     "from_numpy",
+    "largest",
     "logits",
     "select_parameters",
     "take",
@@ -55,6 +56,16 @@ def from_numpy(x: np.ndarray) -> Tensor:
     except TypeError as error:
         raise InputError(f"x is an array of {x.dtype}; give numbers") from error
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+
+def largest(items: list[Batch]) -> Batch:
+    """Return the batch with the most numbers a sample, by which memory is planned."""
+
+    def numbers(batch: Batch) -> float:
+        tensors = batch.values() if isinstance(batch, dict) else [batch]
+        return sum(tensor.numel() for tensor in tensors) / batch_size(batch)
+
+    return max(items, key=numbers)
 
 
 def take(batch: Batch, rows: slice | Tensor) -> Batch:
@@ -181,6 +192,11 @@ def check_model(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(f"parameter {name!r} is not initialised yet; run one forward pass first")
+        if parameter.is_inference():
+            raise InputError(
+                f"parameter {name!r} was made in inference mode and cannot be differentiated; build or load the model "
+                "outside torch.inference_mode()"
+            )
         if parameter.is_complex():
             raise InputError(
                 f"parameter {name!r} is complex; the kernel of complex weights is not defined here"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,8 +90,13 @@ def cotangents_for(outputs: Outputs, count: int, dtype: torch.dtype, device: tor
         InputError: an output's number is out of range, the word is unknown, rows that do not fit, or "full"
             or "trace" with more than `MOST_OUTPUTS` logits.
     """
+    if isinstance(outputs, np.ndarray):
+        outputs = torch.as_tensor(outputs)
+    if isinstance(outputs, np.integer):
+        outputs = int(outputs)
     if isinstance(outputs, Tensor) and outputs.is_floating_point():
-        if outputs.dim() != 2 or outputs.shape[1] != count or not bool(torch.isfinite(outputs).all()):
+        finite = outputs.dim() == 2 and len(outputs) > 0 and bool(torch.isfinite(outputs).all())
+        if not finite or outputs.shape[1] != count:
             raise InputError(
                 f"outputs is a tensor of shape {tuple(outputs.shape)}; rows of combinations must be finite and of "
                 f"shape (R, {count})"
@@ -101,8 +107,10 @@ def cotangents_for(outputs: Outputs, count: int, dtype: torch.dtype, device: tor
     chosen: list[int] = []
     if isinstance(outputs, int) and not isinstance(outputs, bool):
         chosen = [outputs]
-    elif isinstance(outputs, (Sequence, Tensor)):
-        chosen = [int(number) for number in outputs]
+    elif isinstance(outputs, Sequence) or (isinstance(outputs, Tensor) and outputs.dim() == 1):
+        listed = outputs.tolist() if isinstance(outputs, Tensor) else list(outputs)
+        whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in listed)
+        chosen = [int(one) for one in listed] if whole else []
     if not chosen:
         raise InputError(
             f"outputs is {outputs!r}; choose 'full', 'trace', 'sum', the number of one output, several numbers, or "
@@ -284,7 +292,16 @@ def with_reroutes(work: Callable[[tuple[str, ...]], Any]) -> Any:
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """Return where a model lies.
+
+    Raises:
+        InputError: it is no module, has no parameters, or lies on no device that holds numbers.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}; give a torch.nn.Module")
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise InputError(f"the model ({type(model).__name__}) has no parameters, so it has no tangent kernel")
+    if parameter.is_meta:
+        raise InputError("the model lies on the meta device, which holds no numbers; load its weights first")
     return parameter.device

@@ -21,38 +21,36 @@ from wideangle.kernel._structures import Explicit, Kind, Outer, Structure
 __all__ = ["SeparableOuter", "SeparablePositions", "separate"]
 
 
-_GLANCE = 16  # samples on which the product is compared entry by entry
-
-
 def separate(g: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return w (g, C, O) and D (g, b, T, O) with G = w D, or None where the gradients G are no such product.
 
     For each unit, w is the unit direction over the logits of the largest gradient among all samples and
-    positions. Some samples are compared entry by entry; for the rest |G|^2 = |D|^2 must hold over the logits,
-    which tells any product that is none, to half the digits.
+    positions; the product is compared with G entry by entry, on two samples first.
 
     Args:
         g: the output gradients, (g, b, C, T, O).
     """
     samples, outputs = g.shape[1:3]
-    if outputs == 1:
+    if outputs == 1 or (samples > 2 and _taken_apart(g[:, :: max(1, samples // 2)]) is None):
         return None
-    for glance in (2, _GLANCE):
-        some = g[:, :: max(1, samples // glance)]
-        if not _is_product(some, *_directions(some)):
+    return _taken_apart(g)
+
+
+def _taken_apart(g: Tensor) -> tuple[Tensor, Tensor] | None:
+    w, largest = _directions(g)
+    d = g[:, :, 0] * w[:, None, 0, None]
+    for c in range(1, g.shape[2]):
+        d.addcmul_(g[:, :, c], w[:, None, c, None])
+    limit = 8 * torch.finfo(g.dtype).eps * largest
+    for c in range(g.shape[2]):
+        error = torch.addcmul(g[:, :, c], w[:, None, c, None], d, value=-1).abs_().amax()
+        if not bool(error <= limit):
             return None
-    w, sizes = _directions(g)
-    d = _projected(g, w)
-    if samples <= _GLANCE:
-        return w, d
-    loss = (sizes.square_() - d.square()).abs_().amax()
-    if not bool(loss <= 32 * torch.finfo(g.dtype).eps * sizes.amax()):
-        return None
-    return (w, d) if _is_product(some, w, sizes[:, :: max(1, samples // _GLANCE)].sqrt()) else None
+    return w, d
 
 
 def _directions(g: Tensor) -> tuple[Tensor, Tensor]:
-    """Return w, and the norms |G| over the logits, (g, b, T, O)."""
+    """Return w, and the largest norm |G| over the logits."""
     groups, _, outputs, _, width = g.shape
     sizes = torch.zeros_like(g[:, :, 0])
     for c in range(outputs):
@@ -61,21 +59,7 @@ def _directions(g: Tensor) -> tuple[Tensor, Tensor]:
     index = place[:, None, None, :].expand(groups, 1, outputs, width)
     w = g.transpose(2, 3).flatten(1, 2).gather(1, index)[:, 0]
     w = w / torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
-    return w, sizes.sqrt_()
-
-
-def _projected(g: Tensor, w: Tensor) -> Tensor:
-    """Return D = sum_c w_c G_c, (g, b, T, O)."""
-    d = g[:, :, 0] * w[:, None, 0, None]
-    for c in range(1, g.shape[2]):
-        d.addcmul_(g[:, :, c], w[:, None, c, None])
-    return d
-
-
-def _is_product(g: Tensor, w: Tensor, sizes: Tensor) -> bool:
-    """True where G = w D entry by entry, up to rounding on the scale of the largest."""
-    error = (g - w[:, None, :, None] * _projected(g, w)[:, :, None]).abs_().amax()
-    return bool(error <= 8 * torch.finfo(g.dtype).eps * sizes.amax())
+    return w, sizes.amax().sqrt()
 
 
 @dataclass
@@ -116,7 +100,7 @@ class SeparableOuter(_Separable):
 
     def add_tile(self, other: Structure, kind: Kind, total: Tensor) -> None:
         assert isinstance(other, SeparableOuter)
-        if kind == "full" and self._one_logit_each() and other._one_logit_each():
+        if kind == "full" and self._one_logit_each(other):
             each = (self.d[:, None] * other.d[None]) @ (self.w * other.w).T  # (b, b', C)
             total.diagonal(dim1=1, dim2=3).addcmul_(
                 each, self._inputs().similarity(other._inputs())[:, :, None]
@@ -128,9 +112,11 @@ class SeparableOuter(_Separable):
         gram = (self.d * (self.w * other.w).sum(0)) @ other.d.T
         total.addcmul_(self._inputs().similarity(other._inputs()), gram)
 
-    def _one_logit_each(self) -> bool:
-        """True for the head itself: every unit serves one logit, so that K is zero between logits."""
-        return self.d.shape[1] <= 2 * len(self.w) and bool(((self.w != 0).sum(0) <= 1).all())
+    def _one_logit_each(self, other: SeparableOuter) -> bool:
+        """True for the head itself: every unit serves one logit, the same in both, so K is zero between logits."""
+        if self.d.shape[1] > 2 * len(self.w):
+            return False
+        return bool((((self.w != 0) | (other.w != 0)).sum(0) <= 1).all())
 
     def _inputs(self) -> Outer:
         return Outer(self.names, self.shapes, self.a, self.d, self.weight, self.bias)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wideangle.kernel._capture import gradient_of
 from wideangle.kernel._model import Batch, batch_size, call, copied, logits, plain_attention, take
 from wideangle.kernel._pass import Setting
-from wideangle.kernel._push import Named, push_forward
+from wideangle.kernel._push import Mode, Named, push_forward
 from wideangle.progress import track
 
 __all__ = ["Stream"]
@@ -35,6 +35,7 @@ class Stream:
         self.names = [n for n in layout.parameters if n in covered or n in layout.fallback]
         rows = setting.cotangents
         self._whole = rows.shape[0] == rows.shape[1] and bool((rows == torch.eye(len(rows)).to(rows)).all())
+        self._mode: Mode = "reverse" if _pads(layout.model) else "auto"
         each = max(1, 6 * layout.activation_bytes)
         self.size = max(1, min(_LARGEST, max(_SMALLEST, _WORK_BYTES // each), limit // (2 * each)))
 
@@ -66,7 +67,9 @@ class Stream:
             columns = []
             for k in range(count):
                 direction = {name: u[name][k].to(point[name]) for name in self.names}
-                _, slope, _ = push_forward(lambda w, b=batch: self._logits(w, b), point, direction)
+                _, slope, _ = push_forward(
+                    lambda w, b=batch: self._logits(w, b), point, direction, self._mode
+                )
                 columns.append(slope.detach())
             parts.append(torch.stack(columns))
         return torch.cat(parts, dim=1)
@@ -90,3 +93,10 @@ class Stream:
             start += size
         for first, item, rows in track(spans, doing):
             yield slice(first + rows.start, first + rows.stop), take(item, rows)
+
+
+def _pads(model: nn.Module) -> bool:
+    """True where an embedding has a padding row: the backward pass leaves it out, forward mode does not."""
+    return any(
+        isinstance(module, nn.Embedding) and module.padding_idx is not None for module in model.modules()
+    )

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.errors import InputError
-from wideangle.kernel._factors import Factors, collect, fitting, needed_bytes
+from wideangle.kernel._factors import Factors, as_vector, collect, fitting, needed_bytes
 from wideangle.kernel._group import Ranks, shard
-from wideangle.kernel._model import OutputPick, batch_size, batches
-from wideangle.kernel._pass import Outputs, Setting, collect_chunk, device_of, prepare
+from wideangle.kernel._model import OutputPick, batch_size, batches, largest
+from wideangle.kernel._pass import Outputs, Setting, collect_chunk, device_of, prepare, with_reroutes
 from wideangle.kernel._stream import Stream
 from wideangle.kernel.cost import BLOCK, memory_limit
 from wideangle.kernel.gram import tangent_kernel
@@ -31,7 +31,8 @@ class TangentKernel:
     "cached" makes the factors once and multiplies with them: 20 to 200 times faster a product than a
     backward pass, memory n sum(K + C O) numbers. "streamed" holds nothing but the data and one vector of
     weights: a product is one backward and one forward-mode pass over the data, chunk by chunk. "auto" takes
-    the cache where it fits half of `max_memory`.
+    the cache where it fits half of `max_memory`. A cache is of the weights as they were; a streamed product
+    is of the weights as they are.
 
     With `group`, every process calls this with the same model and data; each holds the factors of its own
     samples only, J^T v is summed over the processes, and every process gets every result.
@@ -88,44 +89,58 @@ class TangentKernel:
         self._lengths = [b - a for a, b in pairwise(self._edges)]
         self._rows = slice(self._edges[self._ranks.rank], self._edges[self._ranks.rank + 1])
         self._every, self._items = items, shard(items, self._rows.start, self._rows.stop)
-        self._limit = memory_limit(max_memory, device_of(model))
+        self._limit = self._ranks.least(memory_limit(max_memory, device_of(model)))
         self._options = {"outputs": outputs, "output": output, "params": params, "limit": self._limit}
         self._model = model
-        self._setting, self._engine = self._ranks.agreed(lambda names: self._made(names, method))
+        self.method = self._chosen(method)
+        self._setting, self._engine = self._ranks.agreed(self._made)
         self.outputs = self._setting.outputs
         self.dtype, self.device = self._setting.layout.dtype, self._setting.layout.device
         self.shape = (self.samples * self.outputs,) * 2
-        self.method = "cached" if isinstance(self._engine, Factors) else "streamed"
+
+    def _ready(self, rerouted: tuple[str, ...], factors_too: bool, together: int = BLOCK) -> Setting:
+        mine = sum(batch_size(item) for item in self._items)
+        return prepare(
+            self._model,
+            largest(self._items),
+            mine,
+            rerouted=rerouted,
+            needs_factors=factors_too,
+            together=together,
+            **self._options,
+        )
 
     @torch.inference_mode(False)
-    def _made(self, rerouted: tuple[str, ...], method: Method) -> tuple[Setting, Factors | Stream]:
-        mine = sum(batch_size(item) for item in self._items)
-
-        def ready(together: int) -> Setting:
-            return prepare(
-                self._model,
-                self._items[0],
-                mine,
-                rerouted=rerouted,
-                needs_factors=method == "cached",
-                together=together,
-                **self._options,
-            )
-
+    def _chosen(self, method: Method) -> Literal["cached", "streamed"]:
+        """Return the same method on every process: cached where the factors of each fit."""
         if method == "streamed":
-            setting = ready(BLOCK)
-            return setting, Stream(setting, self._items, self._limit)
+            return "streamed"
+        mine = sum(batch_size(item) for item in self._items)
         room = self._limit if method == "cached" else self._limit // 2
-        setting = fitting(ready, self._items, mine, room)
-        need = needed_bytes(setting, self._items[0], mine, room)
-        if method == "cached" and need > self._limit:
+
+        def need(rerouted: tuple[str, ...]) -> int:
+            must = method == "cached"
+            setting = fitting(lambda count: self._ready(rerouted, must, count), self._items, mine, room)
+            return needed_bytes(setting, largest(self._items), mine, room)
+
+        needed = self._ranks.most(with_reroutes(need))
+        if needed <= room:
+            return "cached"
+        if method == "cached":
             raise InputError(
-                f"the factors of {mine} samples need about {need / 2**20:.0f} MiB, more than max_memory = "
+                f"the factors of {mine} samples need about {needed / 2**20:.0f} MiB, more than max_memory = "
                 f"{self._limit / 2**20:.0f} MiB; use method='streamed', or more memory"
             )
-        if need <= room:
-            return setting, collect(setting, self._items)
-        return setting, Stream(setting, self._items, self._limit)
+        return "streamed"
+
+    @torch.inference_mode(False)
+    def _made(self, rerouted: tuple[str, ...]) -> tuple[Setting, Factors | Stream]:
+        if self.method == "streamed":
+            setting = self._ready(rerouted, False)
+            return setting, Stream(setting, self._items, self._limit)
+        mine = sum(batch_size(item) for item in self._items)
+        setting = fitting(lambda count: self._ready(rerouted, True, count), self._items, mine, self._limit)
+        return setting, collect(setting, self._items)
 
     def __repr__(self) -> str:
         share = f", rank {self._ranks.rank} of {self._ranks.size}" if self._ranks.size > 1 else ""
@@ -144,8 +159,7 @@ class TangentKernel:
     @torch.inference_mode(False)
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return K v for v of shape (n C,), (n, C) or (n C, k), in v's precision."""
-        v = torch.as_tensor(v, device=self.device)
-        v = v if v.is_floating_point() else v.to(self.dtype)
+        v = as_vector(v, self.device, self.dtype)
         size, full = self.shape[0], (self.samples, self.outputs)
         if v.shape not in {(size,), full} and (v.dim() != 2 or v.shape[0] != size):
             raise InputError(
@@ -175,16 +189,22 @@ class TangentKernel:
         self._ranks.add([every[name] for name in names])
         return every
 
+    @torch.inference_mode(False)
     def diagonal(self) -> Tensor:
         """Return K[i,c,i,c], shape (n, C), float64. Cost: that of the factors, chunk by chunk."""
         if isinstance(self._engine, Factors):
             return self._ranks.join(self._engine.diagonal(), self._lengths)
-        parts = []
-        for item in self._items:
-            for start in range(0, batch_size(item), self._setting.chunk):
-                part = shard([item], start, start + self._setting.chunk)[0]
-                parts.append(Factors(self._setting, [collect_chunk(self._setting, part)]).diagonal())
-        return self._ranks.join(torch.cat(parts), self._lengths)
+
+        def work(rerouted: tuple[str, ...]) -> Tensor:
+            setting = self._ready(rerouted, True)
+            parts = []
+            for item in self._items:
+                for start in range(0, batch_size(item), setting.chunk):
+                    part = shard([item], start, start + setting.chunk)[0]
+                    parts.append(Factors(setting, [collect_chunk(setting, part)]).diagonal())
+            return torch.cat(parts)
+
+        return self._ranks.join(with_reroutes(work), self._lengths)
 
     def trace(self) -> float:
         """Return the sum of the diagonal: the mean of |df/dw|^2 times n. Cost: as `diagonal`."""
@@ -207,6 +227,8 @@ class TangentKernel:
             return self._engine.gram(dtype=dtype).reshape(size, size)
         options = {**self._options, "max_memory": self._options["limit"]}
         del options["limit"]
+        if isinstance(options["outputs"], str) and options["outputs"] == "trace":
+            options["outputs"] = "full"
         return tangent_kernel(self._model, self._every, dtype=dtype, **options).reshape(size, size)
 
     def gram(self, *, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -7,15 +7,23 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None
+
 from wideangle.errors import InputError
 from wideangle.files import write_atomically
 
-__all__ = ["TileFile"]
+__all__ = ["LOGITS", "TileFile"]
+
+LOGITS = "first logits"  # compared up to rounding
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class TileFile:
     """Files beside `path`: `.part` the matrix (.npy), `.part.done` a byte a tile, `.part.json` what it is of.
 
     Tiles (i, j) with j <= i are written together with their mirror images; the byte of a tile is set after
-    its numbers are written. The finished matrix is renamed to `path`, what it is of to `path`.json.
+    its numbers are written. The finished matrix is renamed to `path`, what it is of to `path`.meta.json.
     """
 
     path: Path
@@ -42,7 +50,7 @@ class TileFile:
         return self.path.with_name(self.path.name + ".part.done")
 
     def _header(self, finished: bool = False) -> Path:
-        return self.path.with_name(self.path.name + (".json" if finished else ".part.json"))
+        return self.path.with_name(self.path.name + (".meta.json" if finished else ".part.json"))
 
     @property
     def tiles(self) -> int:
@@ -55,12 +63,48 @@ class TileFile:
         Raises:
             InputError: `path` holds something else.
         """
+        if not self.path.exists() and self._header(finished=True).is_file() and self.part.is_file():
+            self._compare(
+                self._header(finished=True), self.part, finished=True
+            )  # stopped between two renames
+            os.replace(self.part, self.path)
         if not self.path.exists():
             return False
         if not self._header(finished=True).is_file():
             raise InputError(f"{self.path} exists and was not written by gram_to_disk; choose another file")
-        self._compare(self._header(finished=True), self.path)
+        self._compare(self._header(finished=True), self.path, finished=True)
         return True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs from this file while it is written.
+
+        Raises:
+            InputError: another run holds it.
+        """
+        lock = self.path.with_name(self.path.name + ".part.lock")
+        try:
+            file = lock.open("w")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        with file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"another run is writing {self.path}; wait for it, or choose another file"
+                ) from error
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+
+    def finished_tiles(self) -> int:
+        """Return how many tiles the finished matrix was written in."""
+        edge = int(json.loads(self._header(finished=True).read_text())["rows of a tile"])
+        count = -(-self.side // edge)
+        return count * (count + 1) // 2
 
     def open(self) -> int:
         """Make the files, or take up those of a run that stopped; return how many tiles are done.
@@ -68,9 +112,13 @@ class TileFile:
         Raises:
             InputError: they are of another model or data; the disk has too little room; no such folder.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._header().is_file() and self.part.is_file() and self._done.is_file():
             self._compare(self._header(), self.part)
+            there, done = self.part.stat().st_size, self._done.stat().st_size
+            if there < self.side**2 * self.dtype.itemsize or done != self.tiles**2:
+                raise InputError(
+                    f"{self.part} or its table of tiles is cut short; remove {self.part} and start again"
+                )
             return int(np.count_nonzero(np.fromfile(self._done, dtype=np.uint8)))
         need, free = self.side**2 * self.dtype.itemsize, shutil.disk_usage(self.path.parent).free
         if need > free:
@@ -82,7 +130,8 @@ class TileFile:
             matrix = np.lib.format.open_memmap(self.part, "w+", self.dtype, (self.side, self.side))
             del matrix
             with self.part.open("r+b") as file:  # reserve the room now: a full disk would kill a map later
-                os.posix_fallocate(file.fileno(), 0, self.part.stat().st_size)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, self.part.stat().st_size)
             np.zeros(self.tiles**2, np.uint8).tofile(self._done)
             write_atomically(self._header(), json.dumps(self._described(), indent=1))
         except OSError as error:
@@ -101,15 +150,24 @@ class TileFile:
             path.unlink(missing_ok=True)
 
     def _described(self) -> dict[str, str]:
-        return {**self.facts, "matrix": f"{self.side} x {self.side} {self.dtype} in tiles of {self.edge}"}
+        return {
+            **self.facts,
+            "matrix": f"{self.side} x {self.side} {self.dtype}",
+            "rows of a tile": str(self.edge),
+        }
 
-    def _compare(self, header: Path, what: Path) -> None:
+    def _compare(self, header: Path, what: Path, finished: bool = False) -> None:
+        """Refuse a file of another model, data or choice; a finished one may have tiles of any size."""
         try:
-            there = json.loads(header.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{header} cannot be read ({error}); remove {what} and start again") from error
+            there = dict(json.loads(header.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{header} cannot be read ({error}); remove it and {what}, and start again"
+            ) from error
         here = self._described()
-        odd = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+        if finished:
+            there["rows of a tile"] = here["rows of a tile"]
+        odd = [key for key in {**there, **here} if not _same(key, there.get(key), here.get(key))]
         if odd:
             shown = "; ".join(
                 f"{k}: {there.get(k, 'none')} there, {here.get(k, 'none')} here" for k in odd[:3]
@@ -123,9 +181,8 @@ class TileFile:
     def known_edge(self) -> int | None:
         """Return the tile edge of a run that stopped here, None where there is none."""
         try:
-            text = json.loads(self._header().read_text())["matrix"]
-            return int(text.rpartition(" ")[2])
-        except (OSError, ValueError, KeyError):
+            return int(json.loads(self._header().read_text())["rows of a tile"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def maps(self) -> tuple[np.memmap, np.memmap]:
@@ -154,3 +211,15 @@ class TileFile:
         """Yield the tiles on or below the diagonal that are not written."""
         done = np.fromfile(self._done, dtype=np.uint8).reshape(self.tiles, self.tiles)
         yield from ((i, j) for i in range(self.tiles) for j in range(i + 1) if not done[i, j])
+
+
+def _same(key: str, there: str | None, here: str | None) -> bool:
+    if key != LOGITS or there is None or here is None:
+        return there == here
+    try:
+        one, two = (np.array(text.split(), dtype=float) for text in (there, here))
+    except ValueError:
+        return False
+    return one.shape == two.shape and bool(
+        np.allclose(one, two, rtol=1e-3, atol=1e-3 * np.abs(two).max(initial=0))
+    )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLOCK",
+    "HELD",
     "Machine",
     "Work",
     "choose_methods",
@@ -35,6 +36,7 @@ __all__ = [
 
 Method = Literal["factorised", "per-sample"]
 BLOCK = 64  # samples whose factors should lie in memory at once, whatever the limit
+HELD = 0.6  # share of the memory for rows that stay while columns pass by
 _PASS_BYTES = 256 * 2**20
 _SMALLEST_PASS, _LARGEST_PASS = 16, 1024
 
@@ -62,7 +64,8 @@ def memory_limit(max_memory: int | float | None, device: torch.device) -> int:
     """
     if max_memory is None:
         return free_memory(device) // 4
-    if isinstance(max_memory, (str, bool)) or not 0 < max_memory < float("inf"):
+    number = isinstance(max_memory, (int, float)) and not isinstance(max_memory, bool)
+    if not number or not 0 < max_memory < float("inf"):
         raise InputError(f"max_memory is {max_memory!r}; give a positive number of bytes, such as 2 * 10**9")
     return int(max_memory)
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._factors import collect, measured_bytes
-from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, take
+from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, largest, take
 from wideangle.kernel._pass import Outputs, Setting, device_of, prepare, with_reroutes
 from wideangle.kernel._structures import Kind
-from wideangle.kernel.cost import memory_limit, sample_bytes
+from wideangle.kernel.cost import HELD, memory_limit, sample_bytes
 
 __all__ = ["tangent_kernel"]
 
-_HELD, _PASSING = 0.6, 0.1  # shares of the memory: rows that stay, columns that pass by
+_PASSING = 0.1  # share of the memory for columns that pass by
 
 
 @torch.inference_mode(False)
@@ -91,7 +91,7 @@ def tangent_kernel(
         samples = max(_count(first), _count(second or first))
         setting = prepare(
             model,
-            first[0],
+            largest(first),
             samples,
             outputs=outputs,
             output=output,
@@ -139,12 +139,12 @@ def _fill(
     """Return the kernel: from all factors where they fit, else from a tall block of rows and passing columns."""
     each = max(1, sample_bytes(setting.layout, setting.methods, setting.outputs))
     total = _count(first) + _count(second or [])
-    if total * each > _HELD * spare:
-        each = measured_bytes(setting, first[0])
-    if total * each <= _HELD * spare:
+    if total * each > HELD * spare:
+        each = measured_bytes(setting, largest(first))
+    if total * each <= HELD * spare:
         theirs = None if second is None else collect(setting, second)
         return collect(setting, first).gram(theirs, kind=kind, dtype=dtype)
-    tall, narrow = (max(setting.chunk, int(share * spare / each)) for share in (_HELD, _PASSING))
+    tall, narrow = (max(setting.chunk, int(share * spare / each)) for share in (HELD, _PASSING))
     wide = (setting.outputs,) if kind == "full" else ()
     shape = (_count(first), *wide, _count(second or first), *wide)
     result = torch.empty(shape, dtype=dtype, device=setting.layout.device)

@@ -114,13 +114,17 @@ def lanczos_eigenpairs(
     """
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-    if not 1 <= k <= size:
-        raise InputError(f"k={k} eigenpairs of an operator of size {size}; k must be between 1 and the size")
+    _check_count(k, size)
     count = 0
 
     def apply(vector: np.ndarray) -> np.ndarray:
         nonlocal count
         count += 1
+        if max_products is not None and count > max_products:
+            raise ConvergenceError(
+                f"max_products={max_products} products were not enough for {k} eigenpairs to {tolerance:g}; raise it, "
+                "or the tolerance"
+            )
         image = product(torch.as_tensor(np.ravel(vector), device=device).to(dtype))
         if not bool(torch.isfinite(image).all()):
             raise NumericsError(
@@ -181,7 +185,7 @@ def _with_multiplicities(
     What is found is moved out of the way (deflated), and a search from another start must find nothing
     above the smallest value kept; what it does find takes its place.
     """
-    from scipy.sparse.linalg import LinearOperator, eigsh
+    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
     size, k = vectors.shape
     draws = np.random.default_rng(1)
@@ -197,10 +201,18 @@ def _with_multiplicities(
         start = draws.standard_normal(size)
         start -= basis @ (basis.T @ start)
         small = min(size, 10)
-        value, vector = eigsh(operator, k=1, which="LA", v0=start, ncv=small, tol=_GLANCE)  # type: ignore[arg-type]
-        if value[0] * (1 + 4 * _GLANCE) < values[-1]:
-            break  # clearly below what is kept
-        value, vector = eigsh(operator, k=1, which="LA", v0=vector[:, 0], ncv=small, tol=tolerance / 4)  # type: ignore[arg-type]
+        try:
+            value, vector = eigsh(operator, k=1, which="LA", v0=start, ncv=small, tol=_GLANCE)  # type: ignore[arg-type]
+            if value[0] * (1 + 4 * _GLANCE) < values[-1]:
+                break  # clearly below what is kept
+            value, vector = eigsh(operator, k=1, which="LA", v0=vector[:, 0], ncv=small, tol=tolerance / 4)  # type: ignore[arg-type]
+        except ArpackError as error:
+            if "Starting vector is zero" in str(error):
+                break  # nothing is left beside what was found
+            raise ConvergenceError(
+                f"the search for copies of eigenvalue {values[-1]:.4g} did not converge to {tolerance:g} ({error}); "
+                "raise the tolerance"
+            ) from error
         if value[0] <= values[-1] * (1 + tolerance) + 1e-300:
             break
         vector = vector[:, 0] - basis @ (basis.T @ vector[:, 0])
@@ -271,9 +283,11 @@ def top_eigenpairs(
 
     Reference: Saad 2011, Numerical Methods for Large Eigenvalue Problems, chapters 5 and 7.
     """
+    if not all(hasattr(op, name) for name in ("samples", "outputs", "dtype", "device", "__matmul__")):
+        raise InputError(f"op is a {type(op).__name__}; give factors(model, x) or a TangentKernel")
     size = op.samples * op.outputs
-    if not tolerance > 0:
-        raise InputError(f"the tolerance is {tolerance}; a residual relative to lambda_1 must be positive")
+    if isinstance(tolerance, (str, bool)) or not tolerance > 0:
+        raise InputError(f"the tolerance is {tolerance!r}; a residual relative to lambda_1 must be positive")
     if max_products is not None and max_products < 1:
         raise InputError(f"max_products={max_products} leaves no product to work with; give at least 1")
     if start is None:
@@ -286,8 +300,7 @@ def top_eigenpairs(
             dtype=op.dtype,
             max_products=max_products,
         )
-    if not 1 <= k <= size:
-        raise InputError(f"k={k} eigenpairs of an operator of size {size}; k must be between 1 and the size")
+    _check_count(k, size)
     first = _start_columns(start, size, torch.device(op.device))
     values, vectors, residuals, count = block_eigenpairs(
         lambda block: (op @ block.to(op.dtype)).detach().to(first.dtype),
@@ -306,7 +319,10 @@ def _start_columns(start: Tensor | np.ndarray | TopEigenpairs, size: int, device
     """Return a start as columns (size, k') on the device, checked."""
     if isinstance(start, TopEigenpairs):
         start = start.__dict__.get("_carried", start.vectors)
-    given = torch.as_tensor(start).detach()
+    try:
+        given = torch.as_tensor(start).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"start is a {type(start).__name__}; give vectors or an earlier result") from error
     if given.dim() not in (1, 2) or given.shape[0] != size or given.numel() == 0 or given.is_complex():
         raise InputError(
             f"start has shape {tuple(given.shape)} {given.dtype}; the operator takes real vectors of {size} "
@@ -319,3 +335,11 @@ def _start_columns(start: Tensor | np.ndarray | TopEigenpairs, size: int, device
     if not bool(columns.any()):
         raise InputError("start is zero, so it points nowhere; leave it out to begin without one")
     return columns / columns.abs().max()
+
+
+def _check_count(k: int, size: int) -> None:
+    whole = isinstance(k, (int, np.integer)) and not isinstance(k, bool)
+    if not whole or not 1 <= k <= size:
+        raise InputError(
+            f"k={k!r} eigenpairs of an operator of size {size}; k must be a whole number between 1 and the size"
+        )
