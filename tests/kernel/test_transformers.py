@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from zoo import fresh, normal, tokens
 
-from wideangle.kernel import _fallback, factors, jacobian_kernel, tangent_kernel
+from wideangle.kernel import TangentKernel, _fallback, factors, jacobian_kernel, tangent_kernel
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")  # before the import; nothing is fetched
 hf: Any = pytest.importorskip("transformers")
@@ -169,6 +169,8 @@ def test_padding_on_the_left_and_several_lengths(name: str, attention: str):
     cache = factors(model, batches, output="logits")
     assert relative(cache @ v, expected.reshape(n * c, n * c) @ v) < 1e-9
     assert cache.fallback == case.fallback
+    streamed = TangentKernel(model, batches, output="logits", method="streamed")
+    assert relative(streamed @ v, expected.reshape(n * c, n * c) @ v) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])
