@@ -170,7 +170,8 @@ def test_padding_on_the_left_and_several_lengths(name: str, attention: str):
     assert relative(cache @ v, expected.reshape(n * c, n * c) @ v) < 1e-9
     assert cache.fallback == case.fallback
     streamed = TangentKernel(model, batches, output="logits", method="streamed")
-    assert relative(streamed @ v, expected.reshape(n * c, n * c) @ v) < 1e-9
+    # forward mode rounds its derivatives where the model takes a step in float32 (RMSNorm, RoPE, eager softmax)
+    assert relative(streamed @ v, expected.reshape(n * c, n * c) @ v) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])
