@@ -56,7 +56,7 @@ def rounding(dtype: torch.dtype) -> float:
     return 84 * torch.finfo(dtype).eps
 
 
-_GLANCE = 0.05  # tolerance at which the search for missed copies looks first
+_GLANCE = (4, 16)  # Lanczos steps, at least and at most, of the first look for missed copies
 
 
 @dataclass(frozen=True)
@@ -197,15 +197,13 @@ def _with_multiplicities(
             image = apply(v - basis @ inside)
             return image - basis @ (basis.T @ image)
 
-        operator = LinearOperator((size, size), matvec=deflated, dtype=np.float64)  # type: ignore[call-arg]
         start = draws.standard_normal(size)
         start -= basis @ (basis.T @ start)
-        small = min(size, 10)
+        if _clearly_below(deflated, start, values[-1]):
+            break
+        operator = LinearOperator((size, size), matvec=deflated, dtype=np.float64)  # type: ignore[call-arg]
         try:
-            value, vector = eigsh(operator, k=1, which="LA", v0=start, ncv=small, tol=_GLANCE)  # type: ignore[arg-type]
-            if value[0] * (1 + 4 * _GLANCE) < values[-1]:
-                break  # clearly below what is kept
-            value, vector = eigsh(operator, k=1, which="LA", v0=vector[:, 0], ncv=small, tol=tolerance / 4)  # type: ignore[arg-type]
+            value, vector = eigsh(operator, k=1, which="LA", v0=start, ncv=min(size, 20), tol=tolerance / 4)  # type: ignore[arg-type]
         except ArpackError as error:
             if "Starting vector is zero" in str(error):
                 break  # nothing is left beside what was found
@@ -221,6 +219,34 @@ def _with_multiplicities(
         order = np.argsort(-values)[:k]
         values, vectors = values[order], vectors[:, order]
     return values, vectors
+
+
+def _clearly_below(apply: Callable[[np.ndarray], np.ndarray], start: np.ndarray, value: float) -> bool:
+    """Return whether a few Lanczos steps show the largest eigenvalue well below a value.
+
+    theta + 4 beta |s| < value, with the Ritz value theta and its residual beta |s|, after four steps or more
+    """
+    basis, diagonal, beside = [start / np.linalg.norm(start)], [], []
+    for step in range(1, _GLANCE[1] + 1):
+        image = apply(basis[-1])
+        diagonal.append(float(basis[-1] @ image))
+        for vector in basis:  # orthogonal to all of the few, twice
+            image = image - vector * (vector @ image)
+        for vector in basis:
+            image = image - vector * (vector @ image)
+        beta = float(np.linalg.norm(image))
+        inner = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+        thetas, columns = np.linalg.eigh(inner)
+        bound = beta * abs(columns[-1, -1])
+        if beta <= 1e-12 * max(abs(value), 1e-300):
+            return bool(thetas[-1] < value)
+        if thetas[-1] >= value:
+            return False
+        if step >= _GLANCE[0] and thetas[-1] + 4 * bound < value:
+            return True
+        beside.append(beta)
+        basis.append(image / beta)
+    return False
 
 
 def top_eigenpairs(
