@@ -163,3 +163,21 @@ def test_a_deviation_on_one_sample_is_no_product_however_small():
     g = w[:, None, :, None] * d[:, :, None]
     g[0, 33, 1] *= 1 + 1e-12
     assert separate(g) is None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_small_chunks_are_joined(name, monkeypatch):
+    from wideangle.kernel import _factors, cost
+
+    monkeypatch.setattr(cost, "_LARGEST_PASS", 5)
+    monkeypatch.setattr(cost, "_SMALLEST_PASS", 1)
+    monkeypatch.setattr(_factors, "_JOINED", 12)
+    make, shape = CASES[name]
+    model, x = fresh(make()), normal(*shape)
+    cache = factors(model, x)
+    exact = jacobian_kernel(model, x)
+    assert relative(cache.gram(), exact) < 1e-10
+    v = normal(cache.samples * cache.outputs)
+    assert relative(cache @ v, exact.reshape(len(v), len(v)) @ v) < 1e-10
+    if name in ("mlp", "residual"):
+        assert max(chunk.samples for chunk in cache._chunks) >= 12

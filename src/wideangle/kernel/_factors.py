@@ -23,6 +23,7 @@ from wideangle.kernel.cost import BLOCK, memory_limit, pass_bytes, sample_bytes
 __all__ = ["TILE", "Factors", "as_vector", "collect", "factors", "fitting", "measured_bytes", "needed_bytes"]
 
 TILE: dict[Kind, int] = {"trace": 256, "full": 64}  # samples on a side: what stays in cache
+_JOINED = 256  # samples of a chunk that fills a tile
 _CONVERTED_BYTES = 512 * 2**20
 
 
@@ -266,13 +267,19 @@ def _spans(chunks: list[Chunk]) -> list[slice]:
 
 
 def collect(setting: Setting, items: list[Batch]) -> Factors:
-    """Return the factors of some batches, chunk by chunk."""
+    """Return the factors of some batches, chunk by chunk; of many samples, small chunks are joined to a tile's."""
     chunks = []
     for item in items:
         size = batch_size(item)
         count = -(-size // setting.chunk)
         edges = [size * k // count for k in range(count + 1)]  # even: no chunk of a single left-over sample
-        chunks += [collect_chunk(setting, take(item, slice(a, b))) for a, b in pairwise(edges)]
+        waiting: list[Chunk] = []
+        for a, b in pairwise(edges):
+            waiting.append(collect_chunk(setting, take(item, slice(a, b))))
+            if b == size or sum(chunk.samples for chunk in waiting) >= _JOINED:
+                whole = Chunk.joined(waiting) if len(waiting) > 1 and size > _JOINED else None
+                chunks += waiting if whole is None else [whole]
+                waiting = []
     return Factors(setting, chunks)
 
 

@@ -16,7 +16,7 @@ from wideangle.kernel._capture import Layout, Reroute, agrees, arrange, fits, gr
 from wideangle.kernel._cover import Call
 from wideangle.kernel._fallback import fallback_structure
 from wideangle.kernel._model import Batch, OutputPick, batch_size, check_model, explained, select_parameters
-from wideangle.kernel._structures import Structure
+from wideangle.kernel._structures import Structure, joined
 from wideangle.kernel.cost import BLOCK, Method, choose_methods, chunk_size
 from wideangle.seeds import generator
 
@@ -71,6 +71,22 @@ class Chunk:
         """Return the structures of some of the samples, sharing memory."""
         cut = {name: None if s is None else s.part(rows) for name, s in self.structures.items()}
         return Chunk(len(range(self.samples)[rows]), cut)
+
+    @staticmethod
+    def joined(parts: list[Chunk]) -> Chunk | None:
+        """Return several chunks as one, or None where a layer comes in different forms."""
+        found: dict[str, Structure | None] = {}
+        for name in parts[0].structures:
+            held = [part.structures[name] for part in parts]
+            if all(one is None for one in held):
+                found[name] = None
+                continue
+            there = [one for one in held if one is not None]
+            whole = joined(there) if len(there) == len(held) else None
+            if whole is None:
+                return None
+            found[name] = whole
+        return Chunk(sum(part.samples for part in parts), found)
 
     def own(self) -> Chunk:
         """Return the structures with memory of their own."""

@@ -10,8 +10,9 @@ is assumed of the model: the gradients of all logits are taken and the factorisa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -70,6 +71,26 @@ class _Separable(Structure):
     shapes: tuple[torch.Size, ...]
     w: Tensor  # (C, O)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self | None:
+        """Return the chunks as one where they have the same head, up to signs and to units that were dead."""
+        w = parts[0].w
+        for one in parts[1:]:
+            w = torch.where(w.any(0), w, one.w)
+        turned = []
+        for one in parts:
+            sign = (one.w * w).sum(0)
+            live = one.w.any(0)
+            if bool(((sign.abs() - 1).abs()[live] > 32 * torch.finfo(w.dtype).eps).any()):
+                return None
+            turned.append(one.scaled(torch.where(live, sign.sign(), 1.0)))
+        found = super().joined(turned)
+        return None if found is None else replace(found, w=w)
+
+    def scaled(self, factor: Tensor) -> Self:
+        """Return the same with each unit's mask times a factor, (O,)."""
+        raise NotImplementedError
+
     def unit_squares(self) -> Tensor:
         """Return |M[i, o]|^2, (b, O)."""
         raise NotImplementedError
@@ -112,6 +133,9 @@ class SeparableOuter(_Separable):
         gram = (self.d * (self.w * other.w).sum(0)) @ other.d.T
         total.addcmul_(self._inputs().similarity(other._inputs()), gram)
 
+    def scaled(self, factor: Tensor) -> Self:
+        return replace(self, d=self.d * factor)
+
     def _one_logit_each(self, other: SeparableOuter) -> bool:
         """True for the head itself: every unit serves one logit, the same in both, so K is zero between logits."""
         if self.d.shape[1] > 2 * len(self.w):
@@ -151,6 +175,9 @@ class SeparablePositions(_Separable):
 
     sample_axis: ClassVar[dict[str, int]] = {"m": 0}
     generality: ClassVar[int] = 3
+
+    def scaled(self, factor: Tensor) -> Self:
+        return replace(self, m=self.m * factor[:, None])
 
     def general(self) -> Explicit:
         j = (self.w[:, :, None] * self.m[:, None]).flatten(2)

@@ -10,13 +10,14 @@ Letters: b samples, C outputs, g groups, T positions a weight is shared over, K 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Explicit", "Outer", "Positions", "Structure", "Turned", "add_tile", "as_tile_rows"]
+__all__ = ["Explicit", "Outer", "Positions", "Structure", "Turned", "add_tile", "as_tile_rows", "joined"]
 
 Kind = Literal["full", "trace"]
 TEMPORARY_BYTES = 64 * 2**20
@@ -63,6 +64,19 @@ class Structure:
         """Return the same with memory of its own: of a part, a stored or sent copy would take the whole along."""
         return replace(self, **{name: value.clone() for name, value in self._tensors().items()})  # type: ignore[type-var]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self | None:
+        """Return the contribution of several chunks as one, or None where their forms do not allow it."""
+        held = [one._tensors() for one in parts]
+        return replace(
+            parts[0],
+            **{
+                n: torch.cat([h[n] for h in held], dim=axis)
+                for n, axis in cls.sample_axis.items()
+                if n in held[0]
+            },
+        )  # type: ignore[type-var]
+
     def general(self) -> Structure:
         """Return the same contribution in a more general form."""
         raise NotImplementedError
@@ -85,6 +99,12 @@ class Structure:
     def push(self, u: tuple[Tensor, ...]) -> Tensor:
         """Return J u, shape (k, b, C), for what `pull` returns."""
         raise NotImplementedError
+
+
+def joined(parts: list[Structure]) -> Structure | None:
+    """Return several chunks of one layer as one, or None where they come in different forms."""
+    kind = type(parts[0])
+    return kind.joined(parts) if all(type(one) is kind for one in parts) else None
 
 
 def add_tile(mine: Structure, theirs: Structure, kind: Kind, total: Tensor) -> None:
@@ -314,6 +334,11 @@ class Turned(Structure):
 
     def own(self) -> Self:
         return replace(self, within=self.within.own())
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self | None:
+        within = joined([one.within for one in parts])
+        return None if within is None else replace(parts[0], within=within)
 
     def add_tile(self, other: Structure, kind: Kind, total: Tensor) -> None:
         assert isinstance(other, Turned)
