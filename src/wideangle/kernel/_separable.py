@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class _Separable(Structure):
     w: Tensor  # (C, O)
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self | None:
+    def joined(cls, parts: Sequence[Any]) -> Self | None:
         """Return the chunks as one where they have the same head, up to signs and to units that were dead."""
         w = parts[0].w
         for one in parts[1:]:

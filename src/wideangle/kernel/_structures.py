@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class Structure:
         return replace(self, **{name: value.clone() for name, value in self._tensors().items()})  # type: ignore[type-var]
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self | None:
+    def joined(cls, parts: Sequence[Any]) -> Self | None:
         """Return the contribution of several chunks as one, or None where their forms do not allow it."""
         held = [one._tensors() for one in parts]
         return replace(
@@ -336,7 +336,7 @@ class Turned(Structure):
         return replace(self, within=self.within.own())
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self | None:
+    def joined(cls, parts: Sequence[Any]) -> Self | None:
         within = joined([one.within for one in parts])
         return None if within is None else replace(parts[0], within=within)
 
