@@ -40,6 +40,7 @@ ANYTHING_INSIDE_FUNCTIONS = {"papers", "cli"}
 
 BASE = {"torch", "numpy", "scipy"}
 FOREIGN = dict.fromkeys(RANK, BASE) | {
+    "kernel": BASE | {"threadpoolctl"},
     "data": BASE | {"sklearn"},
     "progress": {"rich"},
     "parallel": BASE | {"joblib"},

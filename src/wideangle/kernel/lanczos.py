@@ -5,7 +5,8 @@ Without a start by scipy's Lanczos, from nearly right vectors by the block metho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -112,9 +113,36 @@ def lanczos_eigenpairs(
 
     Reference: Lehoucq, Sorensen, Yang 1998 (ARPACK, through scipy.sparse.linalg.eigsh).
     """
+    _check_count(k, size)
+    with _one_pool():
+        return _lanczos(product, size, k, tolerance, start, torch.device(device), dtype, max_products)
+
+
+@contextmanager
+def _one_pool() -> Iterator[None]:
+    """Keep numpy's and scipy's own threads to one: beside torch's they would share the same cores, and spin."""
+    from threadpoolctl import ThreadpoolController
+
+    pools = ThreadpoolController()
+    own = [
+        lib.filepath for lib in pools.lib_controllers if "scipy" in lib.filepath or "numpy" in lib.filepath
+    ]
+    with pools.select(filepath=own).limit(limits=1):
+        yield
+
+
+def _lanczos(
+    product: Callable[[Tensor], Tensor],
+    size: int,
+    k: int,
+    tolerance: float,
+    start: Tensor | np.ndarray | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_products: int | None,
+) -> TopEigenpairs:
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-    _check_count(k, size)
     count = 0
 
     def apply(vector: np.ndarray) -> np.ndarray:
