@@ -181,3 +181,17 @@ def test_small_chunks_are_joined(name, monkeypatch):
     assert relative(cache @ v, exact.reshape(len(v), len(v)) @ v) < 1e-10
     if name in ("mlp", "residual"):
         assert max(chunk.samples for chunk in cache._chunks) >= 12
+
+
+def test_heads_that_differ_a_little_are_not_joined():
+    def part(w: Tensor, seed: int) -> SeparableOuter:
+        a, d = normal(4, 2, seed=seed), normal(4, 5, seed=seed + 1)
+        return SeparableOuter(("weight",), (torch.Size((5, 2)),), w, a, d, True, False)
+
+    w = torch.nn.functional.normalize(normal(3, 5), dim=0)
+    near = torch.nn.functional.normalize(w + 1e-8 * normal(3, 5, seed=2), dim=0)
+    assert SeparableOuter.joined([part(w, 3), part(near, 5)]) is None
+    whole = SeparableOuter.joined([part(w, 3), part(-w, 5)])
+    assert whole is not None
+    expected = torch.cat([part(w, 3).general().g, part(-w, 5).general().g])
+    assert relative(whole.general().g, expected) < 1e-14

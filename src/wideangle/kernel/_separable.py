@@ -79,11 +79,12 @@ class _Separable(Structure):
             w = torch.where(w.any(0), w, one.w)
         turned = []
         for one in parts:
-            sign = (one.w * w).sum(0)
-            live = one.w.any(0)
-            if bool(((sign.abs() - 1).abs()[live] > 32 * torch.finfo(w.dtype).eps).any()):
+            sign = torch.where((one.w * w).sum(0) < 0, -1.0, 1.0).to(w)
+            # entry by entry: the cosine of two directions is 1 up to the square of what they differ by
+            apart = (one.w * sign - w).abs()[:, one.w.any(0)]
+            if bool((apart > 32 * torch.finfo(w.dtype).eps).any()):
                 return None
-            turned.append(one.scaled(torch.where(live, sign.sign(), 1.0)))
+            turned.append(one.scaled(sign))
         found = super().joined(turned)
         return None if found is None else replace(found, w=w)
 
