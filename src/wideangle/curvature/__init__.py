@@ -3,12 +3,14 @@
 from wideangle.curvature.ggn import ggn_blocks, ggn_product, ggn_top_eigenpair, output_root
 from wideangle.curvature.hessian import LossHessian, Sharpness, hessian_product, sharpness
 from wideangle.curvature.linearity import Audit, LinearityGap, audit, linearity_gap
+from wideangle.curvature.scaling import WidthScaling, width_scaling
 
 __all__ = [
     "Audit",
     "LinearityGap",
     "LossHessian",
     "Sharpness",
+    "WidthScaling",
     "audit",
     "ggn_blocks",
     "ggn_product",
@@ -17,4 +19,5 @@ __all__ = [
     "linearity_gap",
     "output_root",
     "sharpness",
+    "width_scaling",
 ]
