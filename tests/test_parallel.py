@@ -71,6 +71,7 @@ def test_an_error_names_the_task_and_keeps_its_type():
 def test_after_an_error_in_a_worker_finished_results_are_kept_and_none_is_begun(tmp_path):
     def task(number: int) -> int:
         (tmp_path / str(number)).touch()
+        time.sleep(0.2 if number >= 10 else 0.0)
         return double_or_fail(number)
 
     kept = {}
