@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -11,8 +12,11 @@ import torch
 from torch import nn
 
 from wideangle import nets
+from wideangle.curvature import kernel_change, linearity_gap
+from wideangle.curvature._sweep import descent
 from wideangle.curvature.scaling import WidthScaling, _fitted, width_scaling
-from wideangle.errors import InputError, NumericsError
+from wideangle.errors import ConvergenceError, InputError, NumericsError
+from wideangle.kernel import tangent_kernel
 from wideangle.seeds import generator
 
 WIDTHS = [16, 64, 256]
@@ -132,13 +136,44 @@ def test_workers_measure_the_same_with_closures_and_lambdas():
     assert here.metric == "metric"
 
 
-def test_named_metric():
+def test_named_metrics_measure_what_their_functions_do():
     x = torch.ones(2, 10, dtype=torch.float64)
     found = width_scaling(tanh_net, [16, 256], "linearity_gap", 2, x=x, jobs=1)
-    from wideangle.curvature import linearity_gap
-
     assert found.values[1, 1] == linearity_gap(tanh_net(256, 1), x).relative
     assert found.slope < -0.5
+    norms = width_scaling(tanh_net, [16, 64], "hessian_norm", 1, x=x[:1], jobs=1)
+    assert norms.values[0] == pytest.approx([two_layer_norm(tanh_net(w, 0)) for w in (16, 64)], rel=1e-4)
+
+
+def test_the_kernel_change_is_that_of_gradient_descent():
+    x = torch.randn(4, 10, generator=generator(0, "x"), dtype=torch.float64)
+    y = torch.tensor([[0.5], [-0.5], [0.5], [-0.5]], dtype=torch.float64)
+    model = tanh_net(64, 0)
+    before = copy.deepcopy(model.state_dict())
+    states = descent(model, x, y)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    twin = tanh_net(64, 0)
+    step = 1 / torch.linalg.eigvalsh(tangent_kernel(twin, x, outputs=0)).max()
+    for number in range(1, 5):
+        loss = 0.5 * (twin(x) - y).square().sum()
+        twin.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for weight in twin.parameters():
+                weight -= step * weight.grad
+        if number in (1, 2, 4):
+            kept = states[number.bit_length() - 1]
+            assert torch.allclose(kept["head.weight"], twin.head.weight, rtol=1e-10)
+    model.load_state_dict(states[-1])
+    start = 0.5 * float((tanh_net(64, 0)(x) - y).square().sum())
+    assert 0 < 0.5 * float((model(x) - y).square().sum()) <= 1e-4 * start
+    found = width_scaling(tanh_net, [16, 64, 256], "kernel_change", 2, x=x, y=y, jobs=1)
+    assert found.values[0, 1] == kernel_change(tanh_net(64, 0), x, states).largest
+    assert found.slope < -0.45  # at least as fast as the upper bound
+    with pytest.raises(ConvergenceError, match="after 3 steps"):
+        descent(model, x, -y, steps=3)
+    with pytest.raises(InputError, match="width 256, seed 0: y has shape"):
+        width_scaling(tanh_net, [16, 256], "kernel_change", 1, x=x, y=y[:3], jobs=1)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
@@ -219,6 +254,7 @@ def test_values_without_a_logarithm_name_their_cell(value: float):
         ({"seeds": 2.5}, "list of different whole numbers"),
         ({"metric": "hesian_norm"}, "unknown metric 'hesian_norm'"),
         ({"metric": "linearity_gap"}, "give x="),
+        ({"metric": "kernel_change", "x": torch.ones(1, 1)}, "give y="),
         ({"x": torch.ones(1)}, "a function holds its own data"),
         ({"metric": lambda model: "much"}, "width 256, seed 0: the metric returned a str"),
     ],

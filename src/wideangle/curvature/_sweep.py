@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from wideangle.curvature._gap import linearity_gap
-from wideangle.errors import InputError
+from wideangle.curvature._hessian_norm import hessian_norm
+from wideangle.curvature._kernel_change import kernel_change
+from wideangle.errors import ConvergenceError, InputError
 from wideangle.files import digest, write_atomically
+from wideangle.kernel import tangent_kernel
 from wideangle.names import unknown_name
 
-__all__ = ["Cells", "cell_metric", "fingerprint"]
+__all__ = ["Cells", "cell_metric", "descent", "fingerprint"]
 
 Cell = tuple[int, int]
 FORMAT = "wideangle width sweep 1"
@@ -40,7 +46,59 @@ def _gap(x: Any, y: Any) -> Callable[[nn.Module], float]:
     return lambda model: linearity_gap(model, x).relative
 
 
-METRICS: dict[str, Callable[[Any, Any], Callable[[nn.Module], float]]] = {"linearity_gap": _gap}
+def _norm(x: Any, y: Any) -> Callable[[nn.Module], float]:
+    del y
+    return lambda model: hessian_norm(model, x).value
+
+
+def _change(x: Any, y: Any) -> Callable[[nn.Module], float]:
+    if y is None:
+        raise InputError("the metric 'kernel_change' is measured while the model fits targets; give y=")
+    return lambda model: kernel_change(model, x, descent(model, x, y)).largest
+
+
+METRICS: dict[str, Callable[[Any, Any], Callable[[nn.Module], float]]] = {
+    "hessian_norm": _norm,
+    "linearity_gap": _gap,
+    "kernel_change": _change,
+}
+
+
+def descent(
+    model: nn.Module, x: Any, y: Any, *, target: float = 1e-4, steps: int = 10_000
+) -> list[dict[str, Tensor]]:
+    """Return weights along full-batch gradient descent, after 1, 2, 4, ... steps and at the end.
+
+        L(w) = 1/2 |f(w) - y|^2,   step = 1 / lambda_max(K_0),   until L <= target L_0
+
+    Raises:
+        InputError: y does not fit the outputs.
+        ConvergenceError: the target was not reached in so many steps.
+    """
+    kernel = tangent_kernel(model, x)
+    step = 1 / float(torch.linalg.matrix_norm(kernel.reshape(kernel.shape[0] * kernel.shape[1], -1), ord=2))
+    moved = copy.deepcopy(model)
+    weights = [parameter for parameter in moved.parameters() if parameter.requires_grad]
+    states, first, level = [], math.inf, math.inf
+    for number in range(steps + 1):
+        outputs = moved(x)
+        if outputs.shape != y.shape and outputs.numel() != y.numel():
+            raise InputError(f"y has shape {tuple(y.shape)}, the outputs {tuple(outputs.shape)}")
+        loss = 0.5 * (outputs - y.reshape(outputs.shape)).square().sum()
+        level = float(loss.detach())
+        first = level if number == 0 else first
+        done = level <= target * first
+        if number and (done or number & (number - 1) == 0):
+            states.append(copy.deepcopy(moved.state_dict()))
+        if done and number:
+            return states
+        with torch.no_grad():
+            for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+                weight -= step * slope
+    raise ConvergenceError(
+        f"after {steps} steps of gradient descent the loss is {level / first:.3g} of its start, above "
+        f"{target:g}; the model does not fit y: use fewer samples, or a wider model"
+    )
 
 
 def fingerprint(factory: Any, metric: Any, label: str, x: Any, y: Any) -> dict[str, str]:
