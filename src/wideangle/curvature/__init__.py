@@ -8,6 +8,7 @@ from wideangle.curvature._sharpness import Sharpness, sharpness
 from wideangle.curvature.ggn import GaussNewton, ggn_blocks, ggn_product, ggn_top_eigenpair, output_root
 from wideangle.curvature.hessian import LossHessian, OutputHessian, hessian_product
 from wideangle.curvature.linearity import Audit, LinearityGap, audit, linearity_gap
+from wideangle.curvature.scaling import WidthScaling, width_scaling
 from wideangle.curvature.spectral import SpectralDensity, TraceEstimate, spectral_density, trace
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "SpectralDensity",
     "SpectralNorm",
     "TraceEstimate",
+    "WidthScaling",
     "audit",
     "eigenpairs",
     "ggn_blocks",
@@ -39,4 +41,5 @@ __all__ = [
     "spectral_density",
     "spectral_norm",
     "trace",
+    "width_scaling",
 ]
