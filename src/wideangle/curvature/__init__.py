@@ -6,21 +6,34 @@ from wideangle.curvature._norm import SpectralNorm, lanczos_steps, spectral_norm
 from wideangle.curvature._sharpness import Sharpness, sharpness
 from wideangle.curvature.ggn import ggn_blocks, ggn_product, ggn_top_eigenpair, output_root
 from wideangle.curvature.hessian import LossHessian, OutputHessian, hessian_product
+from wideangle.curvature.landscape import (
+    LandscapeMonitor,
+    aiming,
+    aiming_along,
+    hessian_bound,
+    pl_along,
+    pl_ratio,
+    uniform_conditioning,
+)
 from wideangle.curvature.linearity import Audit, LinearityGap, audit, linearity_gap
 
 __all__ = [
     "Audit",
     "HessianNorm",
     "KernelChange",
+    "LandscapeMonitor",
     "LinearityGap",
     "LossHessian",
     "OutputHessian",
     "Sharpness",
     "SpectralNorm",
+    "aiming",
+    "aiming_along",
     "audit",
     "ggn_blocks",
     "ggn_product",
     "ggn_top_eigenpair",
+    "hessian_bound",
     "hessian_norm",
     "hessian_product",
     "kernel_change",
@@ -28,6 +41,9 @@ __all__ = [
     "lanczos_steps",
     "linearity_gap",
     "output_root",
+    "pl_along",
+    "pl_ratio",
     "sharpness",
     "spectral_norm",
+    "uniform_conditioning",
 ]

@@ -9,21 +9,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wideangle.curvature._audit import SMOOTHLESS
+from wideangle.curvature._hessian_norm import hessian_norm
 from wideangle.curvature._landscape_rates import pl_gradient_step, solution_radius, uniform_pl
 from wideangle.curvature._pl import Extremes, kernel_extremes
 from wideangle.curvature._problem import Problem
 from wideangle.curvature._smooth import HessianSup, chain
-from wideangle.curvature._trace import observe
+from wideangle.curvature._trace import kinks
 from wideangle.errors import InputError
-from wideangle.kernel._model import OutputPick
+from wideangle.kernel._model import OutputPick, take
 from wideangle.result import Provenance, Result
 from wideangle.seeds import generator
 
 __all__ = ["UniformConditioning", "hessian_bound", "uniform_conditioning"]
 
 _GRID = [1.15**k for k in range(60)]
-_KINKS = {"ReLU", "LeakyReLU", "PReLU", "RReLU", "ReLU6", "Hardtanh", "Hardswish", "Hardsigmoid"}
 
 
 @dataclass(frozen=True)
@@ -121,14 +120,11 @@ def hessian_bound(model: nn.Module, x: Any, radius: float = 0.0) -> Tensor:
 
 def _refuse_kinks(problem: Problem) -> None:
     """Refuse activations whose second derivative does not exist everywhere."""
-    used = {type(module).__name__ for module in problem.model.modules()} & _KINKS
-    if not used:
-        item = problem.items[0]
-        few = {k: v[:1] for k, v in item.items()} if isinstance(item, dict) else item[:1]
-        used = set(observe(problem.model, few).functions) & SMOOTHLESS
+    item = problem.items[0]
+    used = kinks(problem.model, take(item, slice(0, 1)))
     if used:
         raise InputError(
-            f"the model uses {', '.join(sorted(used))}: its Hessian is undefined at the kinks and misses what "
+            f"the model uses {', '.join(used)}: its Hessian is undefined at the kinks and misses what "
             "they add, so no Hessian bounds its kernel; measure wideangle.curvature.linearity_gap instead, or "
             "use a smooth activation"
         )
@@ -168,12 +164,13 @@ def uniform_conditioning(
         H = sup |grad^2 f_ic|,  beta_F = (sum_ic sup |grad^2 f_ic|^2)^(1/2),  L_F = |J(w_0)|_2 + beta_F R
 
     N = n C equations; the larger mu is taken. "analytic" has H from `hessian_bound`: a proof, up to
-    rounding. "sampled" has the largest values at w_0 and at `points` - 1 random weights on the sphere: an
-    estimate, never a proof. "auto" takes the proof where the model's form allows it and says in `reason`
-    where it does not. The tangent kernel at one point says nothing about a ball by itself.
+    rounding. "sampled" has the largest values at w_0 and at `points` - 1 weights on the sphere (for H along
+    each output's gradient and top eigenvector first, see `hessian_norm`): an estimate, never a proof.
+    "auto" takes the proof where the model's form allows it and says in `reason` where it does not. The
+    tangent kernel at one point says nothing about a ball by itself.
 
     Cost: `kernel_extremes` at w_0 and `hessian_bound`; sampled, at each point the Hessian norm of every
-    sample and output (`hessian_norm`) and the kernel's extreme eigenvalues.
+    sample and output and the kernel's extreme eigenvalues.
 
     Args:
         model: a smooth model; analytic for what `hessian_bound` takes.
@@ -182,7 +179,7 @@ def uniform_conditioning(
         radius: R > 0, a distance in the space of the parameters that move. None (analytic, with y) takes
             the smallest ball of a grid in which a solution is certified to exist, if there is one.
         method: "auto", "analytic" or "sampled".
-        points: weights looked at by "sampled".
+        points: weights looked at by "sampled", 2 or more.
         seed: of the sampled weights.
         params: parameters that move; all that require a gradient where left out.
         output: which part of a tuple, dict or ModelOutput is the output.
@@ -212,8 +209,8 @@ def uniform_conditioning(
         raise InputError("radius=None searches for the ball of a solution: it needs y and an analytic bound")
     if method not in ("auto", "analytic", "sampled"):
         raise InputError(f"unknown method {method!r}; choose auto, analytic or sampled")
-    if points < 1:
-        raise InputError(f"points={points} must be at least 1")
+    if points < 2:
+        raise InputError(f"points={points} must be at least 2: the weights and one beside them")
     problem = Problem(model, x, y, params=params, output=output, dtype=dtype)
     _refuse_kinks(problem)
     bound = _analytic(problem) if method != "sampled" else "sampled values were asked for"
@@ -246,32 +243,27 @@ def _radii(centre: Extremes, residual: float) -> list[float]:
 def _proven(bound: HessianSup, centre: Extremes, radius: float) -> _Ball:
     values = bound.values(radius)
     smoothness = float(values.norm())
-    return _Ball(
-        radius, float(values.max()), math.sqrt(centre.largest) + smoothness * radius, smoothness
-    )
+    return _Ball(radius, float(values.max()), math.sqrt(centre.largest) + smoothness * radius, smoothness)
 
 
 def _sampled(
     problem: Problem, centre: Extremes, radius: float, points: int, seed: int, dense_limit: int
 ) -> tuple[_Ball, float | None]:
-    """Return the largest values at w_0 and at random weights on the sphere, and the smallest lambda_min."""
-    from wideangle.curvature.hessian_norms import hessian_norm
-
+    """Return the largest values at w_0 and on the sphere, and the smallest lambda_min seen there."""
     start = {name: w.detach().clone() for name, w in problem.weights().items()}
-    values: Tensor | None = None
     steepest, least = math.sqrt(centre.largest), centre.smallest
-    for k in range(points):
-        if k:
-            problem.load({name: start[name] + part for name, part in _draw(start, radius, seed, k).items()})
-            ends = kernel_extremes(problem.cache(), problem.parameters, dense_limit=dense_limit)
-            steepest = max(steepest, math.sqrt(ends.largest))
-            least = None if least is None or ends.smallest is None else min(least, ends.smallest)
-        x = problem.items[0] if len(problem.items) == 1 else torch.cat(problem.items)  # type: ignore[arg-type]
-        here = hessian_norm(problem.model, x, output=problem.output, params=problem.names, seed=seed)
-        table = torch.as_tensor(here.values, dtype=torch.float64)
-        values = table if values is None else torch.maximum(values, table)
-    assert values is not None
+    for k in range(1, points):
+        problem.load({name: start[name] + part for name, part in _draw(start, radius, seed, k).items()})
+        ends = kernel_extremes(problem.cache(), problem.parameters, dense_limit=dense_limit)
+        steepest = max(steepest, math.sqrt(ends.largest))
+        least = None if least is None or ends.smallest is None else min(least, ends.smallest)
     problem.load(start)
+    options = {"output": problem.output, "params": problem.names, "seed": seed}
+    tables = [
+        torch.as_tensor(hessian_norm(problem.model, item, radius, points=points - 1, **options).values)
+        for item in problem.items
+    ]
+    values = torch.cat(tables).double()
     return _Ball(radius, float(values.max()), steepest, float(values.norm())), least
 
 

@@ -34,9 +34,7 @@ def _not_negative(**numbers: float) -> None:
             raise InputError(f"{name} must be zero or more and finite, got {value}")
 
 
-def uniform_pl(
-    lambda_0: float, *, lipschitz: float, hessian: float, equations: int, radius: float
-) -> float:
+def uniform_pl(lambda_0: float, *, lipschitz: float, hessian: float, equations: int, radius: float) -> float:
     """Return the mu that holds on a whole ball by the paper's bound; below zero it says nothing.
 
         mu = lambda_0 - 2 lipschitz sqrt(equations) hessian radius

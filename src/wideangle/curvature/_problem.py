@@ -25,7 +25,7 @@ from wideangle.kernel._model import (
 from wideangle.losses import SQUARED_LOSSES, hessian_factor
 from wideangle.targets import prepare_targets
 
-__all__ = ["Problem", "State", "floor"]
+__all__ = ["Problem", "State", "floor", "inner", "squared"]
 
 State = Mapping[str, Tensor] | nn.Module
 
@@ -83,7 +83,7 @@ class Problem:
 
     @property
     def equations(self) -> int:
-        """n C: the equations F(w) = y has."""
+        """The number of equations in F(w) = y, n C."""
         return self.samples * self.outputs
 
     @property
@@ -101,7 +101,7 @@ class Problem:
         Raises:
             InputError: a parameter is missing, has another shape or is not finite.
         """
-        given = state.state_dict() if isinstance(state, nn.Module) else state
+        given = _entries(state)
         found = {}
         for name, mine in self.weights().items():
             if name not in given or given[name].shape != mine.shape:
@@ -118,7 +118,7 @@ class Problem:
     def load(self, state: State) -> None:
         """Move the copy to `state`: parameters that move, and buffers where it has them."""
         new = self.taken(state)
-        given = state.state_dict() if isinstance(state, nn.Module) else state
+        given = _entries(state)
         with torch.no_grad():
             for name, parameter in self.weights().items():
                 parameter.copy_(new[name])
@@ -182,6 +182,10 @@ class Problem:
                 f"the loss is {loss:.3g}, below {floor(self.dtype):g}: {what} is 0/0 at a solution; measure at "
                 "weights before the end of training"
             )
+
+
+def _entries(state: State) -> Mapping[str, Tensor]:
+    return state.state_dict() if isinstance(state, nn.Module) else state
 
 
 def squared(pieces: Mapping[str, Tensor]) -> float:
