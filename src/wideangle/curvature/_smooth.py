@@ -31,8 +31,8 @@ DERIVATIVES: dict[str, tuple[float, float, float]] = {
     "erf": (2 / math.sqrt(math.pi), 4 / math.sqrt(2 * math.pi * math.e), 4 / math.sqrt(math.pi)),
     "sigmoid": (0.25, 1 / (6 * math.sqrt(3)), 0.125),
     "softplus": (1.0, 0.25, 1 / (6 * math.sqrt(3))),
-    "swish": (1.0999, 0.5, 0.3083),
-    "gelu": (1.1290, 2 / math.sqrt(2 * math.pi), 0.7788),
+    "swish": (1.09984, 0.5, 0.3082),
+    "gelu": (1.12905, 2 / math.sqrt(2 * math.pi), 0.7788),
 }
 FUNCTIONS = {
     **{name: ACTIVATIONS[name] for name in ("identity", "tanh", "erf", "swish", "gelu")},
