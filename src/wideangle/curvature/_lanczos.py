@@ -27,13 +27,14 @@ class Pair:
     residual: float
     products: int
     converged: bool
+    exhausted: bool = False  # the space was invariant: nothing is left outside it
 
 
 class _Space:
     """An orthonormal basis V (rows) and T = V H V^T, grown by one vector a product."""
 
-    def __init__(self, size: int, like: Tensor):
-        self.rows = like.new_zeros(min(BASIS, size), size)
+    def __init__(self, size: int, like: Tensor, basis: int):
+        self.rows = like.new_zeros(min(basis, size), size)
         self.projected = np.zeros((len(self.rows), len(self.rows)))
         self.count = 0
 
@@ -77,17 +78,19 @@ def top_pair(
     max_products: int,
     which: Which = "largest",
     rounding: float = 1e-14,
+    least: int = LEAST,
 ) -> Pair:
     """Return the eigenpair of the largest (algebraic) eigenvalue, or of the largest in magnitude.
 
-    Stops when |H v - theta v| <= max(tolerance |theta|, rounding |H|), after at least 8 products: the
-    start is blended with `noise`, so an eigenvector that was the top one before is not taken for the
-    present top. The value is a Rayleigh quotient: at most the largest eigenvalue, for "largest".
+    Stops when |H v - theta v| <= max(tolerance |theta|, rounding |H|), after at least `least` products:
+    the start is blended with `noise`, so an eigenvector that was the top one before is not taken for the
+    present top. The value is a Rayleigh quotient: at most the largest eigenvalue, for "largest". The basis
+    is not cut before `least` products.
     """
     direction = start / start.norm() + BLEND * noise / noise.norm()
     direction = direction / direction.norm()
     size = direction.numel()
-    space = _Space(size, direction)
+    space = _Space(size, direction, max(BASIS, least))
     products = 0
     while True:
         image = apply(direction)
@@ -106,10 +109,11 @@ def top_pair(
         floor = rounding * float(np.abs(values).max())
         exhausted = length <= floor or space.count == size
         small = residual <= max(tolerance * abs(float(values[top])), floor)
-        converged = exhausted or (small and products >= LEAST)
+        converged = exhausted or (small and products >= least)
         if converged or products >= max_products:
             vector = space.vector(coefficients[:, top])
-            return Pair(float(values[top]), vector / vector.norm(), residual, products, converged)
+            unit = vector / vector.norm()
+            return Pair(float(values[top]), unit, residual, products, converged, exhausted)
         if space.count == len(space.rows):
             space.restart(values, coefficients, order[:KEEP])
         direction = rest / length
