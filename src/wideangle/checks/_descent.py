@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.checks._study import Study
+from wideangle.curvature import sharpness
 from wideangle.curvature.ggn import output_root
-from wideangle.curvature.hessian import sharpness
 from wideangle.kernel._factors import factors
 from wideangle.kernel._model import take
 from wideangle.optim.constants import measure_constants

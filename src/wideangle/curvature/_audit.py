@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wideangle.curvature._trace import ATTENTION, SOFTMAX, Trace, first_tensor, is_torch, observe, run
+from wideangle.curvature._trace import ATTENTION, KINKED, SOFTMAX, Trace, first_tensor, is_torch, observe, run
 from wideangle.errors import InputError
 from wideangle.kernel._model import OutputPick
 from wideangle.kernel._push import pick_tensor
@@ -22,9 +22,6 @@ from wideangle.seeds import generator
 __all__ = ["Audit", "audit"]
 
 NARROW, LINEAR = 4, 1e-3
-SMOOTHLESS = frozenset(
-    ("relu", "relu6", "leaky_relu", "prelu", "rrelu", "hardtanh", "hardswish", "hardsigmoid")
-)
 
 
 @dataclass(frozen=True)
@@ -326,7 +323,7 @@ def _norm_sentence(found: Audit) -> str:
 
 
 def _activation_sentence(found: Audit) -> str:
-    kinked = sorted(SMOOTHLESS & set(found.activations))
+    kinked = sorted(KINKED & set(found.activations))
     if not kinked:
         return ""
     return f"{', '.join(kinked)} has kinks: its Hessian misses them, so use the linearity gap instead."

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.curvature._lanczos import top_pair
-from wideangle.curvature._operator import LossHessian, refuse_random
+from wideangle.curvature._operator import refuse_random
+from wideangle.curvature.hessian import LossHessian
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._model import (
     Batch,

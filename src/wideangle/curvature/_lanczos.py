@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wideangle.errors import NumericsError
 
-__all__ = ["Pair", "Which", "top_pair"]
+__all__ = ["Pair", "Space", "Which", "top_pair"]
 
 Which = Literal["largest", "magnitude"]
 BASIS, KEEP, LEAST, BLEND = 24, 6, 8, 0.3
@@ -27,13 +27,14 @@ class Pair:
     residual: float
     products: int
     converged: bool
+    exhausted: bool = False  # the space was invariant: nothing is left outside it
 
 
-class _Space:
+class Space:
     """An orthonormal basis V (rows) and T = V H V^T, grown by one vector a product."""
 
-    def __init__(self, size: int, like: Tensor):
-        self.rows = like.new_zeros(min(BASIS, size), size)
+    def __init__(self, size: int, like: Tensor, basis: int):
+        self.rows = like.new_zeros(min(basis, size), size)
         self.projected = np.zeros((len(self.rows), len(self.rows)))
         self.count = 0
 
@@ -54,6 +55,10 @@ class _Space:
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the Ritz values and the coefficients of their vectors in the basis."""
         return np.linalg.eigh(self.projected[: self.count, : self.count])
+
+    def scale(self) -> float:
+        """Return the largest |Ritz value|: a lower bound of the operator's norm."""
+        return float(np.abs(self.ritz()[0]).max())
 
     def vector(self, coefficients: np.ndarray) -> Tensor:
         weights = torch.as_tensor(coefficients.T, dtype=self.rows.dtype, device=self.rows.device)
@@ -77,17 +82,19 @@ def top_pair(
     max_products: int,
     which: Which = "largest",
     rounding: float = 1e-14,
+    least: int = LEAST,
 ) -> Pair:
     """Return the eigenpair of the largest (algebraic) eigenvalue, or of the largest in magnitude.
 
-    Stops when |H v - theta v| <= max(tolerance |theta|, rounding |H|), after at least 8 products: the
-    start is blended with `noise`, so an eigenvector that was the top one before is not taken for the
-    present top. The value is a Rayleigh quotient: at most the largest eigenvalue, for "largest".
+    Stops when |H v - theta v| <= max(tolerance |theta|, rounding |H|), after at least `least` products:
+    the start is blended with `noise`, so an eigenvector that was the top one before is not taken for the
+    present top. The value is a Rayleigh quotient: at most the largest eigenvalue, for "largest". The basis
+    is not cut before `least` products.
     """
     direction = start / start.norm() + BLEND * noise / noise.norm()
     direction = direction / direction.norm()
     size = direction.numel()
-    space = _Space(size, direction)
+    space = Space(size, direction, max(BASIS, least))
     products = 0
     while True:
         image = apply(direction)
@@ -106,10 +113,11 @@ def top_pair(
         floor = rounding * float(np.abs(values).max())
         exhausted = length <= floor or space.count == size
         small = residual <= max(tolerance * abs(float(values[top])), floor)
-        converged = exhausted or (small and products >= LEAST)
+        converged = exhausted or (small and products >= least)
         if converged or products >= max_products:
             vector = space.vector(coefficients[:, top])
-            return Pair(float(values[top]), vector / vector.norm(), residual, products, converged)
+            unit = vector / vector.norm()
+            return Pair(float(values[top]), unit, residual, products, converged, exhausted)
         if space.count == len(space.rows):
             space.restart(values, coefficients, order[:KEEP])
         direction = rest / length

@@ -14,7 +14,18 @@ from torch.overrides import TorchFunctionMode
 
 from wideangle.kernel._model import call, plain_attention
 
-__all__ = ["ATTENTION", "SOFTMAX", "Trace", "Use", "first_tensor", "is_torch", "observe", "run"]
+__all__ = [
+    "ATTENTION",
+    "KINKED",
+    "SOFTMAX",
+    "Trace",
+    "Use",
+    "first_tensor",
+    "is_torch",
+    "kinks",
+    "observe",
+    "run",
+]
 
 ACTIVATIONS = frozenset(
     {
@@ -49,6 +60,22 @@ ACTIVATIONS = frozenset(
 )
 SOFTMAX = frozenset(("softmax", "log_softmax", "softmin", "gumbel_softmax"))
 ATTENTION = frozenset(("scaled_dot_product_attention", "multi_head_attention_forward"))
+KINKED = frozenset(
+    {
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "prelu",
+        "rrelu",
+        "selu",
+        "threshold",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "hardshrink",
+        "softshrink",
+    }
+)
 RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
 
@@ -107,6 +134,14 @@ def run(model: nn.Module, x: Any, weights: dict[str, Tensor] | None = None) -> A
     batch = x if isinstance(x, (dict, tuple)) else tuple(x) if isinstance(x, list) else (x,)
     with torch.no_grad(), _in_eval(model), plain_attention():
         return call(model, weights or {}, batch)
+
+
+def kinks(model: nn.Module, x: Any) -> list[str]:
+    """Return the activations with kinks that one pass in eval mode uses."""
+    trace = Trace()
+    with _Watch(trace):
+        run(model, x)
+    return sorted(KINKED & set(trace.functions))
 
 
 def first_tensor(raw: Any) -> Tensor | None:

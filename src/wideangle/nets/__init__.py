@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from wideangle.nets._neuron_graph import NeuronGraph, NeuronLayer
 from wideangle.nets.activations import ACTIVATIONS, activation_function, c_sigma
+from wideangle.nets.attention import Transformer
 from wideangle.nets.builtin import MODELS, build
 from wideangle.nets.conv import ConvNet
 from wideangle.nets.dag import DAG
@@ -23,6 +24,7 @@ __all__ = [
     "NeuronGraph",
     "NeuronLayer",
     "ResNet",
+    "Transformer",
     "activation_function",
     "build",
     "c_sigma",

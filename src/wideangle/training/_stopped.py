@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from wideangle.curvature.hessian import sharpness
+from wideangle.curvature import sharpness
 from wideangle.kernel._model import take
 from wideangle.kernel._push import pick_tensor
 from wideangle.training._loop import DivergedError, Run
