@@ -3,7 +3,7 @@
 python examples/dag_digits.py [predecessors of a neuron]
 
 Prints the width of the graph (the smallest in-degree behind the first layer), how far from linear the net is at
-its start, and its test accuracy. A neuron with few predecessors, such as 2, makes the net far from linear.
+its start, and its test accuracy. With fewer predecessors, such as 2, the net is farther from linear.
 """
 
 from __future__ import annotations

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
+import runpy
 import time
+from pathlib import Path
 
 import networkx
 import numpy as np
@@ -87,7 +90,6 @@ def test_outputs_can_have_activations_of_their_own():
     assert DAG(graph).linear_output
     again = DAG(graph, activation="tanh", outputs=ends[::-1], inputs=inputs_of(graph)).double()
     torch.testing.assert_close(again(x).flip(1), slow(again, graph, x, hidden)[0], rtol=1e-12, atol=1e-12)
-
 
     assert DAG([("x", "p"), ("x", "q")], outputs=["q", "p"]).layers() == [["x"], ["q", "p"]]
 
@@ -295,6 +297,15 @@ def test_training_lowers_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_the_example_trains_and_says_how_linear_it_is(capsys):
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "dag_digits.py"))
+    example["main"](24)
+    printed = capsys.readouterr().out
+    assert "width         24, 0 neurons under 10" in printed
+    assert float(re.findall(r"accuracy +([\d.]+)%", printed)[0]) > 90
+    assert 0 < float(re.findall(r"Hessian norm +(\S+),", printed)[0]) < 0.5
 
 
 @pytest.mark.slow

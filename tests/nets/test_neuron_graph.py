@@ -207,7 +207,9 @@ def test_a_dag_is_read_neuron_by_neuron():
     inside = DAG.from_module(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), net), torch.zeros(2, 3))
     assert [layer.depth for layer in inside.layers] == [1, 2, 3, 4]
     assert found.linear_output
-    assert not DAG.from_module(DAG.fcn(6, 1, width=4, output_activation="tanh"), torch.zeros(2, 6)).linear_output
+    assert not DAG.from_module(
+        DAG.fcn(6, 1, width=4, output_activation="tanh"), torch.zeros(2, 6)
+    ).linear_output
 
 
 def test_shared_layers_and_dead_branches():
