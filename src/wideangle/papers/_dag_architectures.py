@@ -16,7 +16,7 @@ from wideangle.papers._samples import unit
 RULE = f"a transition is a slope under {FALLS}, none is one within {STAYS} of 0"
 
 
-def _finding(
+def finding(
     setting: Setting, rows: list[Row], holds: bool, title: str, detail: str = "", headline: str = ""
 ) -> Finding:
     """Return the finding on some rows, the first the claim's own and the others beside it."""
@@ -46,8 +46,12 @@ def _one_row(name: str, falls: bool, beside: str) -> Callable[[Setting], Finding
     def test(setting: Setting) -> Finding:
         row, control = _row(setting, name), _row(setting, beside)
         holds = (row.falls and control.stays) if falls else (row.stays and control.falls)
-        expected = "falls with m, and the control beside it stays" if falls else "stays, and the control falls"
-        return _finding(setting, [row, control], holds, f"Hessian norm of {name}", f"holds where it {expected}")
+        expected = (
+            "falls with m, and the control beside it stays" if falls else "stays, and the control falls"
+        )
+        return finding(
+            setting, [row, control], holds, f"Hessian norm of {name}", f"holds where it {expected}"
+        )
 
     return test
 
@@ -71,7 +75,7 @@ def width_as_printed(setting: Setting) -> Finding:
         net = nets.narrow_last(m, setting.seed)
         hidden = [d for v, d in net.in_degrees().items() if v in set(net.layers()[2])]
         cells.append([m, min(hidden), net.width()])
-    found = _finding(setting, rows, rows[0].falls, "Hessian norm of [m, 4]")
+    found = finding(setting, rows, rows[0].falls, "Hessian norm of [m, 4]")
     table = Table("Width of [m, 4]", ["m", "without the output, as printed", "with the output"], cells)
     return Finding(
         found.holds,
@@ -88,7 +92,7 @@ def small_width_forbids(setting: Setting) -> Finding:
     name = "[m, m], one neuron of in-degree 2"
     rows = [_row(setting, name), _row(setting, "[m, 4, m]")]
     detail = "holds where a net of constant width 2 is no transition; a vanishing share of thin neurons does no harm"
-    return _finding(setting, rows, rows[0].stays, "Constant width, one thin neuron or a thin layer", detail)
+    return finding(setting, rows, rows[0].stays, "Constant width, one thin neuron or a thin layer", detail)
 
 
 def thin_everywhere(setting: Setting) -> Finding:
@@ -102,7 +106,7 @@ def thin_everywhere(setting: Setting) -> Finding:
         "beyond the theorem, whose width is 4 here: holds where it is no transition. The neurons of [4, m] share "
         "four predecessors, these have different ones"
     )
-    return _finding(setting, rows, rows[0].stays, "In-degree 4 throughout", detail)
+    return finding(setting, rows, rows[0].stays, "In-degree 4 throughout", detail)
 
 
 def width_decides(setting: Setting) -> Finding:
@@ -120,7 +124,7 @@ def width_decides(setting: Setting) -> Finding:
         rows.append(row)
     heads = ["net", "width at the smallest m", "at the largest", "slope", "verdict", "slope elsewhere"]
     counted = sum(grows for _, grows in nets.ROWS.values())
-    measured = f"{counted} nets whose width grows: {right and 'all' or 'not all'} are transitions"
+    measured = f"{counted} nets whose width grows: {(right and 'all') or 'not all'} are transitions"
     return Finding(
         right and thin >= 2,
         f"{measured}; of {len(rows) - counted} whose width stays {thin} are none",
@@ -144,15 +148,27 @@ def _image_net(kind: type[ConvNet] | type[ResNet], **options: object) -> Callabl
     return factory
 
 
-def _on_images(setting: Setting, families: dict[str, Callable[[int, int], nn.Module]], grows: list[str]) -> Finding:
-    x, columns = _images(setting), [8, 16, 32, 64] if setting.size != "paper" else [8, 16, 32, 64, 128]
+def _on_images(
+    setting: Setting, families: dict[str, Callable[[int, int], nn.Module]], grows: list[str]
+) -> Finding:
+    many = setting.at_least(8)
+    x, columns = (
+        _images(setting),
+        [8, 16, 32]
+        if setting.size == "smoke"
+        else [8, 16, 32, 64]
+        if setting.size != "paper"
+        else [8, 16, 32, 64, 128],
+    )
     rows, cells = [], []
     for name, factory in families.items():
-        rows.append(Row(name, nets.scaling(setting, name, factory, columns, lambda net: nets.norm(net, x))))
+        rows.append(
+            Row(name, nets.scaling(setting, name, factory, columns, lambda net: nets.norm(net, x), many))
+        )
         ends = [DAG.from_module(factory(m, 0), x) for m in (columns[0], columns[-1])]
         cells.append([name, *(graph.width for graph in ends), ends[1].narrowest, rows[-1].found.slope])
     holds = all(row.falls if row.name in grows else row.stays for row in rows)
-    found = _finding(setting, rows, holds, "Hessian norm against channels, one digit")
+    found = finding(setting, rows, holds, "Hessian norm against channels, one digit")
     heads = ["net", "width at the fewest channels", "at the most", "narrowest layer", "slope"]
     return Finding(
         holds,
@@ -186,7 +202,7 @@ def residual(setting: Setting) -> Finding:
 def digits(setting: Setting) -> Finding:
     """A random graph on 64 pixels of real digits, beside a narrow layer."""
     x = _images(setting).flatten(1)
-    columns = [8, 16, 32, 64, 128, 256]
+    columns = [8, 32, 128] if setting.size == "smoke" else [8, 16, 32, 64, 128, 256]
     families: dict[str, nets.Factory] = {
         "random on digits": lambda m, seed: nets.random(m, seed, 64),
         "[m, 4, m] on digits": lambda m, seed: nets.narrow(m, seed, 64),
@@ -196,7 +212,7 @@ def digits(setting: Setting) -> Finding:
         for name, factory in families.items()
     ]
     holds = rows[0].falls and rows[1].stays
-    return _finding(
+    return finding(
         setting,
         rows,
         holds,
@@ -212,9 +228,9 @@ def deep(setting: Setting) -> Finding:
     def factory(m: int, seed: int) -> DAG:
         return DAG.random(10, 1, layers=(256,) * 5, in_degree=m, generator=draws(seed)).double()
 
-    columns = [16, 32, 64, 128, 256]
+    columns = nets.few_widths(setting)
     found = nets.scaling(setting, "random, five layers", factory, columns, lambda net: nets.norm(net, x))
     rows = [Row("random, five layers", found), _row(setting, "[m, 4, m]")]
     depth = len(factory(8, setting.seed).layers()) - 1
     assert depth == 6
-    return _finding(setting, rows, rows[0].falls and rows[1].stays, "Five hidden layers at random")
+    return finding(setting, rows, rows[0].falls and rows[1].stays, "Five hidden layers at random")

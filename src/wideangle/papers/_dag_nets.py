@@ -59,9 +59,7 @@ def random(m: int, seed: int, features: int = FEATURES) -> DAG:
 
 def uneven(m: int, seed: int) -> DAG:
     """Return layers 512-512 with in-degrees uniform in [m, m^1.5]."""
-    return DAG.random(
-        FEATURES, 1, layers=(512, 512), in_degree=(m, m**1.5), generator=draws(seed)
-    ).double()
+    return DAG.random(FEATURES, 1, layers=(512, 512), in_degree=(m, m**1.5), generator=draws(seed)).double()
 
 
 def narrow_first(m: int, seed: int) -> DAG:
@@ -123,6 +121,11 @@ def widths(setting: Setting, row: str) -> list[int]:
     return [16, 32, 64, 128, 256] if setting.size != "paper" else [16, 32, 64, 128, 256, 512, 1024]
 
 
+def few_widths(setting: Setting) -> list[int]:
+    """Return the widths of the measurements that take long."""
+    return [16, 64, 256] if setting.size == "smoke" else [16, 32, 64, 128, 256]
+
+
 def draws_of(setting: Setting) -> list[int]:
     """Return the seeds of a slope: three at size smoke, eight at cpu, ten at paper."""
     return setting.at_least(setting.pick(3, 8, 10))
@@ -139,10 +142,12 @@ def scaling(
     factory: Callable[[int, int], nn.Module],
     columns: list[int],
     metric: Callable[[nn.Module], float],
+    drawn: list[int] | None = None,
 ) -> WidthScaling:
-    """Return a width scaling, kept for the run under `name`."""
+    """Return a width scaling, kept for the run under `name`; seeds as `draws_of` where `drawn` is left out."""
+    chosen = drawn or draws_of(setting)
     return setting.once(
-        ("scaling", name), lambda: width_scaling(factory, columns, metric, draws_of(setting), jobs=1, label=name)
+        ("scaling", name), lambda: width_scaling(factory, columns, metric, chosen, jobs=1, label=name)
     )
 
 
@@ -173,7 +178,15 @@ class Row:
         """Return the row: name, first and last width, their values, slope, its interval."""
         low, high = self.found.interval
         means = self.found.means
-        return [self.name, *(self.found.widths[i] for i in (0, -1)), means[0], means[-1], self.found.slope, low, high]
+        return [
+            self.name,
+            *(self.found.widths[i] for i in (0, -1)),
+            means[0],
+            means[-1],
+            self.found.slope,
+            low,
+            high,
+        ]
 
     def text(self) -> str:
         """Return the row as a short phrase."""
@@ -186,7 +199,5 @@ HEADS = ["net", "smallest m", "largest m", "value there", "value there ", "slope
 
 def figure(rows: list[Row], title: str, y_label: str) -> Figure:
     """Return the values of some rows against m."""
-    series = [
-        Series(row.name, [float(m) for m in row.found.widths], list(row.found.means)) for row in rows
-    ]
+    series = [Series(row.name, [float(m) for m in row.found.widths], list(row.found.means)) for row in rows]
     return Figure(title=title, x_label="m", y_label=y_label, x_log=True, y_log=True, series=series)

@@ -31,10 +31,17 @@ PAPER = Paper(
         Statement("convolutional", LARGE, f"{GROWS}; weights may be shared", nets.convolutional),
         Statement("residual", LARGE, "appendix D: the same with identity skip connections", nets.residual),
         Statement("random graph on digits", LARGE, f"{GROWS}, here on a real digit", nets.digits),
-        Statement("width decides", LARGE, "Theorem 3.6 over all architectures of the table", nets.width_decides),
-        Statement("narrow layer", SMALL, "a bottleneck keeps the net from becoming linear", nets.narrow_layer),
         Statement(
-            "narrow first layer", SMALL, "the second layer's in-degree counts, the first's not", nets.narrow_first
+            "width decides", LARGE, "Theorem 3.6 over all architectures of the table", nets.width_decides
+        ),
+        Statement(
+            "narrow layer", SMALL, "a bottleneck keeps the net from becoming linear", nets.narrow_layer
+        ),
+        Statement(
+            "narrow first layer",
+            SMALL,
+            "the second layer's in-degree counts, the first's not",
+            nets.narrow_first,
         ),
         Statement(
             "narrow last layer", SMALL, "abstract: the in-degree of the outputs counts", nets.narrow_output
@@ -67,11 +74,11 @@ PAPER = Paper(
             None,
         ),
         Statement("on the ball", THEORY, "Theorem 3.6: for all w within R of w0", theory.ball),
-        Statement("every pre-activation", THEORY, "Theorem 3.8: the same for all neurons", theory.preactivations),
-        Statement("first layer", THEORY, "base of the proof: H = 0 in the first layer", theory.first_layer),
         Statement(
-            "remainder", THEORY, "Corollary 3.7: |f - f_lin| <= R^2/2 sup |H|", theory.remainder_bound
+            "every pre-activation", THEORY, "Theorem 3.8: the same for all neurons", theory.preactivations
         ),
+        Statement("first layer", THEORY, "base of the proof: H = 0 in the first layer", theory.first_layer),
+        Statement("remainder", THEORY, "Corollary 3.7: |f - f_lin| <= R^2/2 sup |H|", theory.remainder_bound),
         Statement("gap falls", THEORY, "Corollary 3.7: f tends to its linear expansion", theory.gap_falls),
         Statement(
             "kernel on the ball",
