@@ -152,14 +152,7 @@ def _on_images(
     setting: Setting, families: dict[str, Callable[[int, int], nn.Module]], grows: list[str]
 ) -> Finding:
     many = setting.at_least(8)
-    x, columns = (
-        _images(setting),
-        [8, 16, 32]
-        if setting.size == "smoke"
-        else [8, 16, 32, 64]
-        if setting.size != "paper"
-        else [8, 16, 32, 64, 128],
-    )
+    x, columns = _images(setting), [8, 16, 32, 64, 128][: setting.pick(3, 4, 5)]
     rows, cells = [], []
     for name, factory in families.items():
         rows.append(

@@ -117,8 +117,10 @@ def widths(setting: Setting, row: str) -> list[int]:
     if row == "random, in-degree m to m^1.5":
         return [8, 16, 32, 64]
     if row == "random, in-degree m":
-        return [8, 16, 32, 64, 128, 256]
-    return [16, 32, 64, 128, 256] if setting.size != "paper" else [16, 32, 64, 128, 256, 512, 1024]
+        return [8, 32, 128] if setting.size == "smoke" else [8, 16, 32, 64, 128, 256]
+    if setting.size == "smoke":
+        return [16, 64, 256]
+    return [16, 32, 64, 128, 256] if setting.size == "cpu" else [16, 32, 64, 128, 256, 512, 1024]
 
 
 def few_widths(setting: Setting) -> list[int]:

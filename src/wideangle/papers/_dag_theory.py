@@ -55,7 +55,7 @@ def ball(setting: Setting) -> Finding:
 
 def preactivations(setting: Setting) -> Finding:
     """Theorem 3.8: the Hessian norm of every pre-activation falls, in every layer behind the first."""
-    x, columns, count = nets.inputs(setting.seed), nets.few_widths(setting), setting.pick(2, 4, 8)
+    x, columns, count = nets.inputs(setting.seed), nets.few_widths(setting), setting.pick(1, 4, 8)
     rows = []
     for name, factory, layer in (
         ("[m, m, m], layer 2", _three, 2),
@@ -180,7 +180,7 @@ def gradient_bound(degree: int, constant: float, depth: int) -> float:
 
 def gradient_norm(setting: Setting) -> Finding:
     """Proposition 4.4: the mean gradient norm is bounded below whatever the width."""
-    cells, least, count = [], math.inf, setting.pick(40, 100, 400)
+    cells, least, count = [], math.inf, setting.pick(25, 100, 400)
     kinds = [(DAG.fcn, 1), (DAG.fcn, 2), (DAG.densenet, 2)]
     kinds += [] if setting.size == "smoke" else [(DAG.fcn, 3), (DAG.densenet, 3)]
     for name, (activation, degree, constant) in HOMOGENEOUS.items():
@@ -201,7 +201,7 @@ def gradient_norm(setting: Setting) -> Finding:
         f"the mean is at least {least:.2f} times the bound, in {2 * len(cells)} cases",
         f"{count} draws of net and input each, x ~ N(0, I) in 10 dimensions; 'at least': the mean of norms cut at "
         f"{CAP} bounds, less two standard errors, which the heavy tail of ReLU^2 does not blur",
-        [setting.seed, setting.seed + count - 1],
+        [setting.seed + k for k in range(count)],
         tables=[Table("Gradient norm and its lower bound", heads, cells)],
     )
 
@@ -223,7 +223,12 @@ def nonlinear_output(setting: Setting) -> Finding:
     x, columns, rows = nets.inputs(setting.seed, 4), nets.few_widths(setting), []
     for name, factory in (("[m, m], tanh output", _bent), ("[m, m], four inputs", nets.fcn)):
         found = nets.scaling(
-            setting, name, factory, columns, lambda net: nets.norm(net, x), setting.at_least(8)
+            setting,
+            name,
+            factory,
+            columns,
+            lambda net: nets.norm(net, x),
+            setting.at_least(setting.pick(3, 8, 10)),
         )
         rows.append(Row(name, found))
     detail = "the largest of four inputs, as the norm depends on where on tanh an output falls"
@@ -324,7 +329,7 @@ def kernel_on_ball(setting: Setting) -> Finding:
                     hessian_norm(_moved(net, float(t) * step), x).values for t in torch.linspace(0, 1, 3)
                 ]
                 top = np.max(along, axis=0)[:, 0]
-                bound = kernel_change_bound(start.norm(dim=1), top, RADIUS)
+                bound = torch.as_tensor(kernel_change_bound(start.norm(dim=1), top, RADIUS))
                 least = min(least, float((bound / change).min()))
                 cells.append(
                     [name, seed, kind, float(change.max()), float(bound.max()), float((bound / change).min())]
