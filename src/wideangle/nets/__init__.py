@@ -7,9 +7,20 @@ whatever looks at a module's input, output and weight sees the usual ones.
 from __future__ import annotations
 
 from wideangle.nets.activations import ACTIVATIONS, activation_function, c_sigma
+from wideangle.nets.assembly import Assembly
 from wideangle.nets.builtin import MODELS, build
 from wideangle.nets.conv import ConvNet
 from wideangle.nets.mlp import MLP
 from wideangle.nets.resnet import ResNet
 
-__all__ = ["ACTIVATIONS", "MLP", "MODELS", "ConvNet", "ResNet", "activation_function", "build", "c_sigma"]
+__all__ = [
+    "ACTIVATIONS",
+    "MLP",
+    "MODELS",
+    "Assembly",
+    "ConvNet",
+    "ResNet",
+    "activation_function",
+    "build",
+    "c_sigma",
+]
