@@ -18,6 +18,7 @@ from wideangle.curvature import (
 )
 from wideangle.curvature.assembly import AssemblyNorm, NeuronNorms
 from wideangle.errors import InputError, NumericsError
+from wideangle.kernel._model import call
 from wideangle.nets import Assembly
 from wideangle.seeds import generator
 
@@ -42,7 +43,7 @@ def dense(model: nn.Module, x: torch.Tensor, read=lambda f: f) -> tuple[np.ndarr
     def output(w, one):
         pieces = w.split([p.numel() for p in named.values()])
         given = {n: q.view_as(p) for (n, p), q in zip(named.items(), pieces, strict=True)}
-        return read(torch.func.functional_call(model, given, (one[None],)))[0]
+        return read(call(model, given, one[None]))[0]  # torch's own call damages modules that occur twice
 
     hessians = [torch.func.hessian(output)(flat, one) for one in x]
     slopes = [torch.func.jacrev(output)(flat, one).norm(dim=-1).numpy() for one in x]
