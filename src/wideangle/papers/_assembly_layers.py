@@ -39,7 +39,8 @@ def _net(width: int, seed: int) -> nn.Module:
 
 
 def _widths(setting: Setting) -> list[int]:
-    return [32, 64, 128, 256, 512, 1024][: setting.pick(3, 5, 6)]
+    widths = {"smoke": [32, 96, 288], "cpu": [32, 64, 128, 256, 512]}
+    return widths.get(setting.size, [32, 64, 128, 256, 512, 1024])
 
 
 def _layers(setting: Setting):
@@ -47,13 +48,13 @@ def _layers(setting: Setting):
 
     def measure(width: int, seed: int) -> dict[str, float]:
         found = preactivation_hessian_norms(
-            _net(width, seed), sample(seed), neurons=setting.pick(2, 4, 8), confidence=0.0, seed=seed
+            _net(width, seed), sample(seed), neurons=setting.pick(6, 6, 8), confidence=0.0, seed=seed
         )
         return {layer: float(norms.mean()) for layer, norms in found.norms.items()}
 
     def make():
-        cells = {(w, s): measure(w, s) for w in _widths(setting) for s in setting.at_least(3)}
-        return cells, sweep(_widths(setting), setting.at_least(3), lambda w, s: cells[w, s])
+        cells = {(w, s): measure(w, s) for w in _widths(setting) for s in setting.at_least(5)}
+        return cells, sweep(_widths(setting), setting.at_least(5), lambda w, s: cells[w, s])
 
     return setting.once("layers", make)
 
@@ -66,7 +67,7 @@ def hidden_layers(setting: Setting) -> Finding:
         all(inside(found, NETWORK) for found in rows.values()),
         "slopes " + "; ".join(f"{layer} {slope_text(found)}" for layer, found in rows.items()),
         "tanh nets with three hidden layers; holds with every slope in [-0.6, -0.35], as for the output of a network",
-        setting.at_least(3),
+        setting.at_least(5),
         figures=[figure("Hessian norms of pre-activations", rows, "width m")],
         tables=[table("Mean Hessian norm of the pre-activations of a layer", rows)],
     )
@@ -80,7 +81,7 @@ def first_layer(setting: Setting) -> Finding:
         largest == 0.0,
         f"largest Hessian norm in the first layer {largest}",
         "holds at 0",
-        setting.at_least(3),
+        setting.at_least(5),
     )
 
 
