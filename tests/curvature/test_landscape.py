@@ -393,3 +393,15 @@ def test_parameters_can_be_chosen():
     labels = torch.tensor([0, 1, 1, 0, 0])
     one_hot = np.eye(2)[labels.numpy()]
     assert pl_ratio(model, x, labels).ratio == pl_ratio(model, x, one_hot).ratio
+
+
+def test_float32_gradients_of_a_large_model_do_not_look_singular():
+    net = nets.MLP(64, 5, width=256, depth=2, generator=torch.Generator().manual_seed(5))
+    x = torch.rand(12, 64, generator=torch.Generator().manual_seed(6))
+    parameters = sum(p.numel() for p in net.parameters())
+    small = ls.kernel_extremes(factors(net, x), parameters)
+    exact = ls.kernel_extremes(factors(net.double(), x.double()), parameters)
+    assert small.rank == exact.rank == 60
+    assert small.smallest == pytest.approx(exact.smallest, rel=1e-3)
+    twice = ls.kernel_extremes(factors(net.float(), torch.cat([x, x[:1]])), parameters)
+    assert (twice.rank, twice.smallest) == (60, 0.0)

@@ -165,8 +165,8 @@ def test_the_kernel_change_is_that_of_gradient_descent():
             kept = states[number.bit_length() - 1]
             assert torch.allclose(kept["head.weight"], twin.head.weight, rtol=1e-10)
     model.load_state_dict(states[-1])
-    start = 0.5 * float((tanh_net(64, 0)(x) - y).square().sum())
-    assert 0 < 0.5 * float((model(x) - y).square().sum()) <= 1e-4 * start
+    start = 0.5 * float((tanh_net(64, 0)(x) - y).detach().square().sum())
+    assert 0 < 0.5 * float((model(x) - y).detach().square().sum()) <= 1e-4 * start
     found = width_scaling(tanh_net, [16, 64, 256], "kernel_change", 2, x=x, y=y, jobs=1)
     assert found.values[0, 1] == kernel_change(tanh_net(64, 0), x, states).largest
     assert found.slope < -0.45  # at least as fast as the upper bound

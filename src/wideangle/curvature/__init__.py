@@ -5,6 +5,16 @@ from wideangle.curvature._hessian_norm import HessianNorm, hessian_norm
 from wideangle.curvature._kernel_change import KernelChange, kernel_change, kernel_change_bound
 from wideangle.curvature._norm import SpectralNorm, lanczos_steps, spectral_norm
 from wideangle.curvature._sharpness import Sharpness, sharpness
+from wideangle.curvature.assembly import (
+    AssemblyNorm,
+    Diversity,
+    Dominance,
+    NeuronNorms,
+    assembly_hessian_norm,
+    dominance,
+    gradient_diversity,
+    preactivation_hessian_norms,
+)
 from wideangle.curvature.ggn import GaussNewton, ggn_blocks, ggn_product, ggn_top_eigenpair, output_root
 from wideangle.curvature.hessian import LossHessian, OutputHessian, hessian_product
 from wideangle.curvature.landscape import (
@@ -21,7 +31,10 @@ from wideangle.curvature.scaling import WidthScaling, width_scaling
 from wideangle.curvature.spectral import SpectralDensity, TraceEstimate, spectral_density, trace
 
 __all__ = [
+    "AssemblyNorm",
     "Audit",
+    "Diversity",
+    "Dominance",
     "Eigenpairs",
     "GaussNewton",
     "HessianNorm",
@@ -29,6 +42,7 @@ __all__ = [
     "LandscapeMonitor",
     "LinearityGap",
     "LossHessian",
+    "NeuronNorms",
     "OutputHessian",
     "Sharpness",
     "SpectralDensity",
@@ -37,11 +51,14 @@ __all__ = [
     "WidthScaling",
     "aiming",
     "aiming_along",
+    "assembly_hessian_norm",
     "audit",
+    "dominance",
     "eigenpairs",
     "ggn_blocks",
     "ggn_product",
     "ggn_top_eigenpair",
+    "gradient_diversity",
     "hessian_bound",
     "hessian_norm",
     "hessian_product",
@@ -52,6 +69,7 @@ __all__ = [
     "output_root",
     "pl_along",
     "pl_ratio",
+    "preactivation_hessian_norms",
     "sharpness",
     "spectral_density",
     "spectral_norm",

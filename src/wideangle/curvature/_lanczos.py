@@ -16,6 +16,7 @@ __all__ = ["Pair", "Space", "Which", "top_pair"]
 
 Which = Literal["largest", "magnitude"]
 BASIS, KEEP, LEAST, BLEND = 24, 6, 8, 0.3
+_LOST = 0.7
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Space:
     """An orthonormal basis V (rows) and T = V H V^T, grown by one vector a product."""
 
     def __init__(self, size: int, like: Tensor, basis: int):
-        self.rows = like.new_zeros(min(basis, size), size)
+        self.rows = like.new_empty(min(basis, size), size)
         self.projected = np.zeros((len(self.rows), len(self.rows)))
         self.count = 0
 
@@ -46,9 +47,13 @@ class Space:
         basis = self.rows[: k + 1]
         overlap = basis @ image
         rest = image - overlap @ basis
-        again = basis @ rest
-        rest = rest - again @ basis
-        column = (overlap + again).cpu().numpy()
+        if float(rest.norm()) < _LOST * float(
+            image.norm()
+        ):  # what is left is no longer orthogonal to rounding
+            again = basis @ rest
+            rest = rest - again @ basis
+            overlap = overlap + again
+        column = overlap.double().cpu().numpy()
         self.projected[k, : k + 1] = self.projected[: k + 1, k] = column
         return rest
 

@@ -16,10 +16,12 @@ from wideangle.kernel._factors import Factors
 from wideangle.kernel._model import OutputPick
 from wideangle.kernel.cost import memory_limit
 from wideangle.kernel.interval import condition_interval
+from wideangle.kernel.spectrum import factor_error
 from wideangle.result import Provenance, Result
 
 __all__ = ["Extremes", "PLPath", "PLRatio", "kernel_extremes", "pl_along", "pl_ratio"]
 
+_WORK = 1e11  # multiply-adds of the singular values: seconds
 _ROWS = 1024  # equations up to which the Jacobian's singular values are taken
 
 
@@ -88,10 +90,10 @@ def kernel_extremes(cache: Factors, parameters: int, *, dense_limit: int = 4096)
 
         K = J J^T, J (nC x p);   lambda_min = sigma_min(J)^2,   0 where p < nC
 
-    Up to 1,024 equations whose Jacobian fits the memory, by the singular values of J: an eigenvalue counts
-    as 0 where sigma <= eps max(nC, p) sigma_max, far below what K's own rounding leaves. Up to `dense_limit`
-    by the eigenvalues of K: `smallest` is the lower end of `condition_interval`. Above it there is only an
-    upper bound, and `smallest` is None.
+    Up to 1,024 equations whose Jacobian is small enough, by its singular values in float64: an eigenvalue
+    counts as 0 where sigma <= max(eps max(nC, p) sigma_max, 4 eps_J |J|_F), what the solver and the precision
+    of J leave, far below what K's own rounding does. Up to `dense_limit` by the eigenvalues of K: `smallest` is
+    the lower end of `condition_interval`. Above it there is only an upper bound, and `smallest` is None.
 
     Cost: (nC)^2 p multiply-adds and nC p numbers; or 4/3 (nC)^3 and (nC)^2 numbers; or 200 products with K.
 
@@ -113,8 +115,9 @@ def kernel_extremes(cache: Factors, parameters: int, *, dense_limit: int = 4096)
     Reference: Liu, Zhu & Belkin 2022 (arXiv 2003.00307), section 3: mu is the smallest eigenvalue of K.
     """
     size = cache.samples * cache.outputs
-    room = 3 * size * parameters * torch.finfo(cache.dtype).bits // 8
-    if size <= _ROWS and room <= memory_limit(None, cache.device):
+    room = 3 * size * parameters * 8
+    quick = size**2 * parameters <= _WORK
+    if size <= _ROWS and quick and room <= memory_limit(None, cache.device):
         return _by_jacobian(cache, parameters)
     found = condition_interval(cache, dense_limit=dense_limit)
     few = parameters < size
@@ -138,10 +141,11 @@ def _few(parameters: int, equations: int) -> str:
 
 
 def _by_jacobian(cache: Factors, parameters: int) -> Extremes:
-    J = rows_of(cache)
+    J = rows_of(cache).double()
     values = torch.linalg.svdvals(J)
     top, size = float(values[0]), len(J)
-    rank = int((values > torch.finfo(J.dtype).eps * max(size, parameters) * top).sum())
+    solver = torch.finfo(torch.float64).eps * max(size, parameters) * top
+    rank = int((values > max(solver, factor_error(float(J.square().sum()), cache.dtype))).sum())
     smallest = float(values[-1]) ** 2 if rank == size else 0.0
     verdict = "positive definite"
     if parameters < size:

@@ -153,8 +153,9 @@ def spectral_density(
     nodes, weights = [], []
     for number in track(range(vectors), "spectral density"):
         draws = generator(seed, "curvature", "density", number)
-        space = Space(size, torch.zeros(1, dtype=torch.float64, device=operator.device), min(steps, size))
-        direction = torch.randn(size, generator=draws, dtype=torch.float64).to(operator.device)
+        space = Space(size, torch.zeros(1, dtype=operator.dtype, device=operator.device), min(steps, size))
+        direction = torch.randn(size, generator=draws, dtype=torch.float64)
+        direction = direction.to(operator.device, operator.dtype)
         direction = direction / direction.norm()
         for _ in range(len(space.rows)):
             image = _checked(operator, direction)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from wideangle.nets._neuron_graph import NeuronGraph, NeuronLayer
 from wideangle.nets.activations import ACTIVATIONS, activation_function, c_sigma
+from wideangle.nets.assembly import Assembly
 from wideangle.nets.attention import Transformer
 from wideangle.nets.builtin import MODELS, build
 from wideangle.nets.conv import ConvNet
@@ -20,6 +21,7 @@ __all__ = [
     "DAG",
     "MLP",
     "MODELS",
+    "Assembly",
     "ConvNet",
     "NeuronGraph",
     "NeuronLayer",

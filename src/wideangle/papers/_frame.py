@@ -44,6 +44,7 @@ _MODULES = {
     "conditioning": "wideangle.papers.conditioning",
     "alignment": "wideangle.papers.alignment",
     "dag": "wideangle.papers.dag",
+    "assembly": "wideangle.papers.assembly",
 }
 
 
@@ -196,7 +197,7 @@ def available() -> dict[str, str]:
 
     Example:
         >>> sorted(available())
-        ['alignment', 'conditioning', 'dag']
+        ['alignment', 'assembly', 'conditioning', 'dag']
     """
     return {slug: _paper(slug).title for slug in _MODULES}
 
