@@ -259,6 +259,8 @@ def test_a_certified_ball_holds_a_solution_and_descent_finds_it_at_the_rate():
     assert way < found.solution_radius
     narrow = uniform_conditioning(net([8]), x, y, radius=None)
     assert narrow.mu is None or not narrow.solution_inside
+    assert "no ball of radius" in narrow.reason
+    assert narrow.radius < 10
 
 
 def test_sampled_values_are_an_estimate():

@@ -25,14 +25,17 @@ def _thetas(net: nn.Module, x: Tensor, y: Tensor, steps: int) -> tuple[list[floa
     run = descent(net, x, y, 1 / (1.5 * top), steps, 10)
     final = aiming_along(net, x, y, run.states)
     nearest = aiming_along(net, x, y, run.states, "gauss_newton")
-    return [t for t in final.thetas if t is not None], [t for t in nearest.thetas if t is not None]
+    # the final iterate is no solution: only states well above its loss count
+    clear = [v >= final.margin * final.target_loss for v in final.losses]
+    kept = [t for t, c in zip(final.thetas, clear, strict=True) if t is not None and c]
+    return kept, [t for t in nearest.thetas if t is not None]
 
 
 def against_width(setting: Setting) -> Finding:
     """Aiming without convexity: theta >= 1.5 for m >= 400, and |theta - 2| shrinks with the width."""
     cells, missing, kept = [], [], {}
-    for name in ("digits", "mnist"):
-        for seed in setting.seeds:
+    for name in ("digits", "mnist") if setting.size != "smoke" else ("digits",):
+        for seed in setting.seeds[: 1 if name != "digits" and setting.size == "cpu" else None]:
             try:
                 x, y = two_digits(setting, 40, seed, name)
             except SkippedError:
@@ -40,7 +43,7 @@ def against_width(setting: Setting) -> Finding:
                 break
             for width in WIDTHS:
                 net = tanh_net(x.shape[1], width, seed)
-                final, nearest = _thetas(net, x, y, setting.pick(1500, 4000, 20000))
+                final, nearest = _thetas(net, x, y, setting.pick(1000, 2500, 20000))
                 row = [min(final), max(final), min(nearest), max(nearest)]
                 kept.setdefault((name, width), []).append(row)
                 cells.append([name, seed, width, *row])
@@ -61,7 +64,8 @@ def against_width(setting: Setting) -> Finding:
             for c in (narrow[0], wide[0])
         ),
         "holds where theta >= 1.5 for m >= 400 with both stand-ins, and the largest |theta - 2| (Gauss-Newton) at "
-        f"m = 1600 is below those at 20 and 100; min and max along a descent. {absent(sorted(set(missing)))}",
+        f"m = 1600 is below those at 20 and 100; min and max along a descent, for the final iterate over "
+        f"states with at least 100 times its loss. {absent(sorted(set(missing)))}",
         setting.seeds,
         figures=[Figure("Distance of theta from 2", "width m", "max |theta - 2|", lines, True, True)],
         tables=[Table("Aiming along gradient descent, 40 zeros and ones, one tanh layer", heads, cells)],
@@ -229,13 +233,17 @@ def lstm_on(setting: Setting, text: str) -> Finding:
     n, steps = setting.pick(64, 256, 2000), setting.pick(300, 2500, 20000)
     cells, lines = [], []
     for seed in setting.seeds:
-        for name, rate in (("Adam", 0.01), ("gradient descent", 2.0)):
+        for name, rate in (("Adam", 0.01), ("momentum", 0.5)):
             draws = seeds.generator(seed, "aiming", "lstm")
             x, labels, characters = windows(text, n, 12, draws)
             net = CharacterLSTM(characters, 32, draws)
             y = nn.functional.one_hot(labels, characters).float()
-            kind = torch.optim.Adam if name == "Adam" else torch.optim.SGD
-            optimizer = kind(net.parameters(), lr=rate)
+            weights = list(net.parameters())
+            optimizer: torch.optim.Optimizer = (
+                torch.optim.Adam(weights, lr=rate)
+                if name == "Adam"
+                else torch.optim.SGD(weights, lr=rate, momentum=0.9)
+            )
             every = max(1, steps // 40)
             with LandscapeMonitor(net, x, y, every=every, dtype=None) as monitor:
                 for _ in range(steps):
@@ -246,21 +254,30 @@ def lstm_on(setting: Setting, text: str) -> Finding:
             found = monitor.result
             assert found is not None
             pairs = [(t, th) for t, th in zip(found.steps, found.thetas, strict=True) if th is not None]
-            negative = [t for t, th in pairs if th <= 0]
+            negative = [v for v in found.violations if "aiming" in v]
             ratios = [r for r in found.pl_ratios if r is not None]
             lines.append(
                 Series(f"{name}, seed {seed}", [float(t) for t, _ in pairs], [th for _, th in pairs])
             )
-            row = [name, seed, min(th for _, th in pairs), pairs[0][1], len(negative), len(pairs)]
+            row = [name, seed, found.smallest_theta, pairs[0][1], len(negative), found.clear]
             cells.append([*row, min(ratios), found.losses[0], found.losses[-1]])
-    least = min(c[2] for c in cells)
+    known = [c[2] for c in cells if c[2] is not None]
+    if not known:
+        raise SkippedError(
+            "no run came to a hundredth of its first loss, so no final iterate is near a solution"
+        )
     heads = ["training", "seed", "smallest theta", "theta at the start", "looks with theta <= 0", "looks"]
     heads += ["smallest PL* ratio", "first loss", "last loss"]
     return Finding(
-        bool(least > 0),
-        "; ".join(f"{c[0]}: theta from {c[2]:.2g}, {c[4]} of {c[5]} looks <= 0" for c in cells[:2]),
+        min(known) > 0,
+        "; ".join(
+            f"{c[0]}, seed {c[1]}: theta from {'none' if c[2] is None else format(c[2], '.2g')}, {c[4]} of {c[5]} "
+            "looks <= 0"
+            for c in cells
+        ),
         f"{n} windows of 12 characters, 32 units, square loss on the one-hot next character, full batch; target the "
-        "final iterate, which is no projection. Islamov et al. see violations in 3-layer LSTMs on word data",
+        "final iterate, which is no projection; looks with at least 100 times its loss count. Islamov et al. see "
+        "violations in 3-layer LSTMs on word data",
         setting.seeds,
         figures=[Figure("Aiming of an LSTM towards its final iterate", "step", "theta", lines[:6])],
         tables=[Table("One LSTM layer of 32 units", heads, cells)],
@@ -268,7 +285,7 @@ def lstm_on(setting: Setting, text: str) -> Finding:
 
 
 def solution_is_near(setting: Setting) -> Finding:
-    """The Gauss-Newton solution stands in for the projection: no reached solution is nearer on wide nets."""
+    """The Gauss-Newton point is a first-order projection: its excess over descent's solution falls with width."""
     cells, holds = [], True
     for seed in setting.seeds:
         x, y = two_digits(setting, 20, seed)
@@ -277,16 +294,26 @@ def solution_is_near(setting: Setting) -> Finding:
             start = state_of(net)
             solution = gauss_newton_solution(net, x, y)
             top = pl_ratio(net, x, y).lambda_max or 1.0
-            run = descent(net, x, y, 1 / (1.5 * top), setting.pick(3000, 10000, 50000), 3, until=1e-8)
-            near = _apart(start, solution.weights)
-            reached = _apart(start, run.states[-1])
-            holds &= near <= 1.05 * reached
+            run = descent(net, x, y, 1 / (1.5 * top), setting.pick(2000, 10000, 50000), 3, until=1e-8)
+            net.load_state_dict(run.states[-1])
+            end = gauss_newton_solution(net, x, y)  # descent leaves a little loss; both shall be solutions
+            near, reached = _apart(start, solution.weights), _apart(start, end.weights)
             cells.append([seed, width, solution.steps, near, reached, run.losses[-1]])
-    heads = ["seed", "m", "Gauss-Newton steps", "distance to its solution", "to descent's end", "loss there"]
+        narrow, wide = (c[3] / c[4] - 1 for c in cells[-2:])
+        holds &= wide < 0.05 and wide < narrow
+    heads = [
+        "seed",
+        "m",
+        "Gauss-Newton steps",
+        "distance to its solution",
+        "to that of descent",
+        "descent's last loss",
+    ]
     return Finding(
         holds,
         "; ".join(f"m = {c[1]}: {c[3]:.2f} against {c[4]:.2f}" for c in cells[:2]),
-        "20 digits; holds where the Gauss-Newton solution is not over 5 % farther than where descent ends",
+        "20 digits; holds where at m = 1600 the Gauss-Newton solution is less than 5 % farther than the one descent "
+        "ends next to, and by less than at m = 100",
         setting.seeds,
         tables=[Table("How far the stand-ins are", heads, cells)],
     )

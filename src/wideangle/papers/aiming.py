@@ -41,7 +41,10 @@ PAPER = Paper(
             networks.lower_bound,
         ),
         Statement(
-            "stand-in", NETWORKS, "Gauss-Newton steps reach a near solution", networks.solution_is_near
+            "stand-in",
+            NETWORKS,
+            "Gauss-Newton steps are a first-order projection (derived)",
+            networks.solution_is_near,
         ),
         Statement(
             "SGD on a wide net",

@@ -56,7 +56,17 @@ PAPER = Paper(
             condition.certified_ball,
         ),
         Statement(
-            "width", WIDE, "|H_F| and the kernel's change fall like 1/sqrt(m)", geometry.width_scaling, None
+            "Hessian against width",
+            WIDE,
+            "|H_F| = O(1/sqrt(m)), so lambda_min stays above zero along descent",
+            geometry.hessian_scaling,
+        ),
+        Statement(
+            "kernel change against width",
+            WIDE,
+            "the kernel's change falls like 1/sqrt(m) (the order of its bound)",
+            geometry.kernel_scaling,
+            None,
         ),
         Statement(
             "output transform",
