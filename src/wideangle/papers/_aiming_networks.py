@@ -230,7 +230,7 @@ def lstm(setting: Setting) -> Finding:
 
 def lstm_on(setting: Setting, text: str) -> Finding:
     """Train the LSTM on a text and report aiming along the way; holds where it is positive throughout."""
-    n, steps = setting.pick(64, 256, 2000), setting.pick(300, 2500, 20000)
+    n, steps = setting.pick(64, 64, 2000), setting.pick(300, 3000, 20000)
     cells, lines = [], []
     for seed in setting.seeds:
         for name, rate in (("Adam", 0.01), ("momentum", 0.5)):
@@ -244,8 +244,8 @@ def lstm_on(setting: Setting, text: str) -> Finding:
                 if name == "Adam"
                 else torch.optim.SGD(weights, lr=rate, momentum=0.9)
             )
-            every = max(1, steps // 40)
-            with LandscapeMonitor(net, x, y, every=every, dtype=None) as monitor:
+            every = max(1, steps // 100)
+            with LandscapeMonitor(net, x, y, every=every, keep=128, dtype=None) as monitor:
                 for _ in range(steps):
                     optimizer.zero_grad()
                     ((net(x) - y).square().sum() / (2 * n)).backward()
@@ -254,19 +254,31 @@ def lstm_on(setting: Setting, text: str) -> Finding:
             found = monitor.result
             assert found is not None
             pairs = [(t, th) for t, th in zip(found.steps, found.thetas, strict=True) if th is not None]
-            negative = [v for v in found.violations if "aiming" in v]
+            floor = found.margin * found.losses[-1]
+            losses = dict(zip(found.steps, found.losses, strict=True))
+            negative = [t for t, th in pairs if th <= 0 and losses[t] >= floor]
+            where = f"{negative[0]} to {negative[-1]}" if negative else ""
             ratios = [r for r in found.pl_ratios if r is not None]
             lines.append(
                 Series(f"{name}, seed {seed}", [float(t) for t, _ in pairs], [th for _, th in pairs])
             )
             row = [name, seed, found.smallest_theta, pairs[0][1], len(negative), found.clear]
+            row += [where, min(th for _, th in pairs), len(pairs)]
             cells.append([*row, min(ratios), found.losses[0], found.losses[-1]])
     known = [c[2] for c in cells if c[2] is not None]
     if not known:
         raise SkippedError(
             "no run came to a hundredth of its first loss, so no final iterate is near a solution"
         )
-    heads = ["training", "seed", "smallest theta", "theta at the start", "looks with theta <= 0", "looks"]
+    heads = [
+        "training",
+        "seed",
+        "smallest theta",
+        "theta at the start",
+        "looks with theta <= 0",
+        "looks that count",
+    ]
+    heads += ["at steps", "smallest of all", "looks"]
     heads += ["smallest PL* ratio", "first loss", "last loss"]
     return Finding(
         min(known) > 0,
@@ -294,7 +306,7 @@ def solution_is_near(setting: Setting) -> Finding:
             start = state_of(net)
             solution = gauss_newton_solution(net, x, y)
             top = pl_ratio(net, x, y).lambda_max or 1.0
-            run = descent(net, x, y, 1 / (1.5 * top), setting.pick(2000, 10000, 50000), 3, until=1e-8)
+            run = descent(net, x, y, 1 / (1.5 * top), setting.pick(2000, 4000, 50000), 3, until=1e-8)
             net.load_state_dict(run.states[-1])
             end = gauss_newton_solution(net, x, y)  # descent leaves a little loss; both shall be solutions
             near, reached = _apart(start, solution.weights), _apart(start, end.weights)
