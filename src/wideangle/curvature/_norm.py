@@ -143,7 +143,7 @@ def spectral_norm(
     size = operator.size
     steps = min(lanczos_steps(size, slack, confidence), size, _LARGEST_BASIS, max_products)
     noise = torch.randn(size, generator=generator(seed, "spectral norm"), dtype=torch.float64)
-    noise = noise.to(operator.device)
+    noise = noise.to(operator.device, operator.dtype)
     pair = top_pair(
         operator.product,
         noise,

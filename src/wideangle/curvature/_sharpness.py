@@ -73,12 +73,13 @@ def sharpness(
         loss_fn: "mse", "cross-entropy", or a function (output, y) -> scalar.
         x: n inputs, a tensor or a dict of tensors.
         y: n targets.
-        start: a flat vector of p numbers near the eigenvector: an earlier result's `vector`.
+        start: a flat vector of p numbers near the eigenvector: an earlier result's `vector`; the gradient
+            where left out. Either is blended with random numbers.
         tolerance: relative residual to reach.
         max_products: products with H allowed.
         which: "largest" (algebraic) or "magnitude".
         strict: raise where the tolerance is not reached; else the result says `converged=False`.
-        seed: of the random start.
+        seed: of these random numbers.
         **options: params, output, chunk, reduction, dtype, max_memory, group of `LossHessian`.
 
     Returns:
@@ -103,8 +104,8 @@ def sharpness(
     noise = torch.randn(operator.size, generator=generator(seed, "sharpness"), dtype=torch.float64)
     pair = top_pair(
         operator.product,
-        _start(start, noise).to(operator.device),
-        noise.to(operator.device),
+        _start(start, operator),
+        noise.to(operator.device, operator.dtype),
         tolerance=tolerance,
         max_products=max_products,
         which=which,
@@ -126,12 +127,15 @@ def sharpness(
     )
 
 
-def _start(start: Any, noise: Tensor) -> Tensor:
+def _start(start: Any, operator: LossHessian) -> Tensor:
+    """Return the vector to start from: the one given, or the gradient, which leans towards the top of the spectrum."""
     if start is None:
-        return noise
-    given = torch.as_tensor(start).detach().to("cpu", torch.float64).reshape(-1)
-    if given.shape != noise.shape:
-        raise InputError(f"start holds {given.numel()} numbers; the model has {noise.numel()} parameters")
+        gradient = operator.gradient()
+        usable = bool(torch.isfinite(gradient).all()) and float(gradient.norm()) > 0
+        return gradient if usable else torch.ones_like(gradient)
+    given = torch.as_tensor(start).detach().reshape(-1)
+    if given.numel() != operator.size:
+        raise InputError(f"start holds {given.numel()} numbers; the model has {operator.size} parameters")
     if not bool(torch.isfinite(given).all()) or float(given.norm()) == 0:
-        raise InputError("start must be finite and not zero; leave it out to start at random")
-    return given
+        raise InputError("start must be finite and not zero; leave it out to start from the gradient")
+    return given.to(operator.device, operator.dtype)
