@@ -41,9 +41,11 @@ SIZES = ("smoke", "cpu", "paper")
 _BUNDLED = ("digits", "breast-cancer")
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _MODULES = {
+    "assembly": "wideangle.papers.assembly",
     "conditioning": "wideangle.papers.conditioning",
     "alignment": "wideangle.papers.alignment",
-    "assembly": "wideangle.papers.assembly",
+    "landscape": "wideangle.papers.landscape",
+    "aiming": "wideangle.papers.aiming",
 }
 
 
@@ -196,7 +198,7 @@ def available() -> dict[str, str]:
 
     Example:
         >>> sorted(available())
-        ['alignment', 'assembly', 'conditioning']
+        ['aiming', 'alignment', 'assembly', 'conditioning', 'landscape']
     """
     return {slug: _paper(slug).title for slug in _MODULES}
 
