@@ -40,7 +40,11 @@ Size = Literal["smoke", "cpu", "paper"]
 SIZES = ("smoke", "cpu", "paper")
 _BUNDLED = ("digits", "breast-cancer")
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
-_MODULES = {"conditioning": "wideangle.papers.conditioning", "alignment": "wideangle.papers.alignment"}
+_MODULES = {
+    "conditioning": "wideangle.papers.conditioning",
+    "alignment": "wideangle.papers.alignment",
+    "linearity": "wideangle.papers.linearity",
+}
 
 
 class SkippedError(InputError):
@@ -192,7 +196,7 @@ def available() -> dict[str, str]:
 
     Example:
         >>> sorted(available())
-        ['alignment', 'conditioning']
+        ['alignment', 'conditioning', 'linearity']
     """
     return {slug: _paper(slug).title for slug in _MODULES}
 
