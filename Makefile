@@ -6,6 +6,9 @@ BASE := $(VENV)/.base-installed
 DEV := $(VENV)/.dev-installed
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
+# The oracle of the curvature tests, without its own dependencies: they ask for torchvision, which it hardly uses.
+ORACLE := curvlinops-for-pytorch
+
 # Real data for the tests and the runs that want it: a folder beside this one, unless one is named already.
 ifndef WIDEANGLE_DATA
 ifneq ($(wildcard ../shared/data/.),)
@@ -34,6 +37,7 @@ $(BASE): pyproject.toml constraints.txt | $(RUN)
 
 $(DEV): pyproject.toml constraints.txt | $(RUN)
 	$(INSTALL) '.[dev]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(ORACLE)
 	@touch $(BASE) $@
 
 checkup: $(BASE)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from wideangle.curvature import LossHessian, hessian_product, sharpness
-from wideangle.curvature._lanczos import _Space, top_pair
+from wideangle.curvature._lanczos import Space, top_pair
 from wideangle.errors import ConvergenceError, InputError, NumericsError
 from wideangle.targets import loss_function, prepare_targets
 
@@ -258,7 +258,7 @@ def test_the_basis_stays_orthogonal_when_little_is_left_of_an_image():
     unit = torch.randn(50, generator=gen, dtype=torch.float64)
     unit /= unit.norm()
     image = 1e9 * unit + torch.randn(50, generator=gen, dtype=torch.float64)
-    rest = _Space(50, unit, 24).grow(unit, image)
+    rest = Space(50, unit, 24).grow(unit, image)
     assert abs(float(unit @ rest / rest.norm())) < 1e-14
 
 

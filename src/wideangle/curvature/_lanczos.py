@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wideangle.errors import NumericsError
 
-__all__ = ["Pair", "Which", "top_pair"]
+__all__ = ["Pair", "Space", "Which", "top_pair"]
 
 Which = Literal["largest", "magnitude"]
 BASIS, KEEP, LEAST, BLEND = 24, 6, 8, 0.3
@@ -30,7 +30,7 @@ class Pair:
     exhausted: bool = False  # the space was invariant: nothing is left outside it
 
 
-class _Space:
+class Space:
     """An orthonormal basis V (rows) and T = V H V^T, grown by one vector a product."""
 
     def __init__(self, size: int, like: Tensor, basis: int):
@@ -55,6 +55,10 @@ class _Space:
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the Ritz values and the coefficients of their vectors in the basis."""
         return np.linalg.eigh(self.projected[: self.count, : self.count])
+
+    def scale(self) -> float:
+        """Return the largest |Ritz value|: a lower bound of the operator's norm."""
+        return float(np.abs(self.ritz()[0]).max())
 
     def vector(self, coefficients: np.ndarray) -> Tensor:
         weights = torch.as_tensor(coefficients.T, dtype=self.rows.dtype, device=self.rows.device)
@@ -90,7 +94,7 @@ def top_pair(
     direction = start / start.norm() + BLEND * noise / noise.norm()
     direction = direction / direction.norm()
     size = direction.numel()
-    space = _Space(size, direction, max(BASIS, least))
+    space = Space(size, direction, max(BASIS, least))
     products = 0
     while True:
         image = apply(direction)

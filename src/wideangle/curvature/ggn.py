@@ -1,15 +1,109 @@
-"""The Gauss-Newton matrix of a loss, reached through the tangent kernel: same non-zero spectrum, size nC."""
+"""The Gauss-Newton matrix of a loss: in the parameters, and through the kernel in the outputs (size nC)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from wideangle.curvature._chunks import Part
+from wideangle.curvature._operator import CurvatureOperator, Product, flatten
 from wideangle.errors import InputError
 from wideangle.kernel._factors import Factors
+from wideangle.kernel._push import Mode, pick_tensor, push_forward
+from wideangle.kernel._stream import pads
 from wideangle.kernel.lanczos import TopEigenpairs, lanczos_eigenpairs
 
-__all__ = ["ggn_blocks", "ggn_product", "ggn_top_eigenpair", "output_root"]
+__all__ = ["GaussNewton", "ggn_blocks", "ggn_product", "ggn_top_eigenpair", "output_root"]
+
+
+class GaussNewton(CurvatureOperator):
+    """The Gauss-Newton matrix G of a loss in the parameters of any model, as an operator.
+
+        G v = J^T D (J v),   J = df/dw,   D = the Hessian of L(f) = loss_fn(f, y) in the outputs f
+
+    The loss Hessian without the term of the network's own curvature, H = G + sum r grad^2 f: positive
+    semi-definite where the loss is convex in the outputs. D is taken by autograd, so any loss will do.
+    Weights, mode, chunks and processes as for `LossHessian`.
+
+    Cost: one forward and two backward passes once, then about two backward passes a product with the graph
+    kept; with chunks, a forward-mode, a forward and a backward pass over the data a product.
+
+    Args:
+        model: any module.
+        loss_fn: "mse", "cross-entropy", or a function (output, y) -> scalar, twice differentiable in output.
+        x: n inputs, a tensor or a dict of tensors, or (with y=None) a loader of (x, y) pairs.
+        y: n targets.
+        **options: params, output, chunk, reduction, dtype, max_memory, group of `LossHessian`.
+
+    Raises:
+        InputError: as `LossHessian`; a model that returns no single tensor and no `output=`.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> GaussNewton(model, "mse", torch.eye(2), torch.zeros(2, 1)).product(torch.tensor([1.0, 3.0])).tolist()
+        [1.0, 3.0]
+
+    Reference: Schraudolph 2002, "Fast curvature matrix-vector products", Section 3.
+    """
+
+    def _outputs(self, leaves: dict[str, Tensor], part: Part) -> Tensor:
+        return pick_tensor(self._raw(leaves, part.x), self._output)
+
+    def _bend(self, z: Tensor, part: Part) -> Product:
+        """Return the product with D at the outputs z."""
+        with torch.enable_grad():
+            point = z.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(
+                part.weight * self._loss_of(point, part.y), point, create_graph=True
+            )
+
+        def product(change: Tensor) -> Tensor:
+            if not slope.requires_grad:  # a loss linear in the outputs
+                return torch.zeros_like(change)
+            found = torch.autograd.grad(slope, point, change, retain_graph=True, allow_unused=True)[0]
+            return torch.zeros_like(change) if found is None else found
+
+        return product
+
+    def _prepared(self, part: Part) -> Product:
+        with torch.enable_grad():
+            leaves = self._leaves()
+            points = list(leaves.values())
+            z = self._outputs(leaves, part)
+            self._check_dependence(z)
+            blank = torch.zeros_like(z, requires_grad=True)
+            pulled = torch.autograd.grad(z, points, blank, create_graph=True, allow_unused=True)
+        bend = self._bend(z, part)
+
+        def product(direction: Tensor) -> Tensor:
+            pieces = direction.split([point.numel() for point in points])
+            live = [(g, v.view_as(g)) for g, v in zip(pulled, pieces, strict=True) if g is not None]
+            (change,) = torch.autograd.grad(
+                [g for g, _ in live], blank, [v for _, v in live], retain_graph=True
+            )
+            found = torch.autograd.grad(z, points, bend(change), retain_graph=True, allow_unused=True)
+            return flatten(found, points)
+
+        return product
+
+    def _passing(self, part: Part, direction: Tensor) -> Tensor:
+        unit = self.unflatten(direction)
+        mode: Mode = "reverse" if pads(self._model) else "auto"
+        z, change, _ = push_forward(lambda w: self._outputs(w, part), self.weights, unit, mode)
+        bent = self._bend(z, part)(change.detach())
+        with torch.enable_grad():
+            leaves = self._leaves()
+            z = self._outputs(leaves, part)
+            self._check_dependence(z)
+            points = list(leaves.values())
+            found = torch.autograd.grad(z, points, bent, allow_unused=True)
+        return flatten(found, points)
+
+    def _check_dependence(self, z: Any) -> None:
+        if not z.requires_grad:
+            raise InputError("the outputs do not depend on the parameters chosen; check params=")
 
 
 def output_root(logits: Tensor, loss: str) -> Tensor:

@@ -315,10 +315,11 @@ def _pick(raw: Any, output: OutputPick) -> Any:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Run attention by its plain formula, and checkpointed blocks directly.
+    """Run attention and weight normalisation by their plain formulas, and checkpointed blocks directly.
 
-    The fused paths of attention skip sub-modules or lack a derivative. A checkpointed block is computed again
-    in the backward pass, when hooks and replaced weights are gone.
+    The fused paths of attention skip sub-modules or lack a derivative; that of weight normalisation has no
+    forward mode and a wrong second derivative. A checkpointed block is computed again in the backward pass,
+    when hooks and replaced weights are gone.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -327,6 +328,8 @@ def plain_attention() -> Iterator[None]:
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
             mock.patch.object(checkpoint, "_checkpoint_without_reentrant_generator", _once),
             mock.patch.object(checkpoint, "CheckpointFunction", _Direct),
+            mock.patch.object(torch, "_weight_norm", _weight_norm),
+            mock.patch("torch.nn.utils.weight_norm._weight_norm", _weight_norm),
         ):
             yield
     finally:
@@ -336,6 +339,10 @@ def plain_attention() -> Iterator[None]:
 def _once(*args: Any, **options: Any) -> Iterator[None]:
     """Stand in for what wraps a checkpointed block: nothing before it, nothing after it."""
     yield
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 class _Direct:

@@ -14,7 +14,7 @@ from wideangle.kernel._pass import Setting
 from wideangle.kernel._push import Mode, Named, push_forward
 from wideangle.progress import track
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "pads"]
 
 _WORK_BYTES = 64 * 2**20
 _SMALLEST, _LARGEST = 16, 1024
@@ -35,7 +35,7 @@ class Stream:
         self.names = [n for n in layout.parameters if n in covered or n in layout.fallback]
         rows = setting.cotangents
         self._whole = rows.shape[0] == rows.shape[1] and bool((rows == torch.eye(len(rows)).to(rows)).all())
-        self._mode: Mode = "reverse" if _pads(layout.model) else "auto"
+        self._mode: Mode = "reverse" if pads(layout.model) else "auto"
         each = max(1, 6 * layout.activation_bytes)
         self.size = max(1, min(_LARGEST, max(_SMALLEST, _WORK_BYTES // each), limit // (2 * each)))
 
@@ -95,8 +95,8 @@ class Stream:
             yield slice(first + rows.start, first + rows.stop), take(item, rows)
 
 
-def _pads(model: nn.Module) -> bool:
-    """True where an embedding has a padding row: the backward pass leaves it out, forward mode does not."""
+def pads(model: nn.Module) -> bool:
+    """Tell whether an embedding has a padding row: the backward pass leaves it out, forward mode does not."""
     return any(
         isinstance(module, nn.Embedding) and module.padding_idx is not None for module in model.modules()
     )
