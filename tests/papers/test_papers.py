@@ -109,7 +109,7 @@ def test_only_absent_data_skip_a_claim_other_errors_pass():
 
 
 def test_unknown_names_are_refused():
-    assert set(papers.available()) == {"conditioning", "alignment"}
+    assert set(papers.available()) == {"conditioning", "alignment", "linearity"}
     with pytest.raises(InputError, match="did you mean 'alignment'"):
         papers.run("alignmnt")
     with pytest.raises(InputError, match="unknown size 'big'"):
@@ -139,7 +139,7 @@ def test_data_are_read_once_a_run(monkeypatch: pytest.MonkeyPatch):
     assert setting.load("digits", 20) is not setting.load("digits", 20, seed=4)
 
 
-@pytest.mark.parametrize("slug", ["conditioning", "alignment"])
+@pytest.mark.parametrize("slug", ["conditioning", "alignment", "linearity"])
 def test_names_are_unique_and_say_what_is_expected(slug: str):
     from wideangle.papers._frame import _paper
 
@@ -153,7 +153,7 @@ def test_names_are_unique_and_say_what_is_expected(slug: str):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("slug", ["conditioning", "alignment"])
+@pytest.mark.parametrize("slug", ["conditioning", "alignment", "linearity"])
 def test_smoke_runs_hold_where_expected(slug: str):
     found = papers.run(slug)
     assert found.surprises == []

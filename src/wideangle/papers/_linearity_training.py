@@ -24,8 +24,9 @@ from wideangle.papers._linearity_hessian import COLUMNS, Test, doubling, figure,
 from wideangle.papers._linearity_models import Factory
 from wideangle.papers._samples import gaussian, signs
 
+SMALL = "n = 8, d = 5"
 GOAL, LIMIT = 1e-4, 30_000  # loss to reach, and the steps after which it counts as missed
-TRAINED = ["linear output", "tanh output", "bottleneck of 1", "bottleneck of 8"]
+TRAINED = ["linear output", "tanh output", "bottleneck of 8"]
 HEADS = ["network", "m", "steps", "loss", "|K_t - K_0| / |K_0|", "|w_t - w_0|"]
 
 
@@ -81,7 +82,7 @@ def mnist_problem(setting: Setting) -> tuple[Tensor, Tensor]:
     return models.scaled(found.x.flatten(1)), signs(found.y) / 2
 
 
-PROBLEMS = {"n = 8, d = 5": small_problem, "digits": digits_problem, "mnist": mnist_problem}
+PROBLEMS = {SMALL: small_problem, "digits": digits_problem, "mnist": mnist_problem}
 
 
 def networks(inputs: int) -> dict[str, Factory]:
@@ -112,14 +113,14 @@ def runs(setting: Setting, problem: str, name: str) -> list[Trained]:
 
 
 def _widths(setting: Setting, problem: str) -> list[int]:
-    if setting.size == "smoke" and problem != "n = 8, d = 5":
+    if setting.size == "smoke" and problem != SMALL:
         return [32, 96, 256]
     return doubling(32, setting.pick(256, 512, 1024))
 
 
 def _seeds(setting: Setting, problem: str) -> list[int]:
     """Return the seeds of all networks on a problem: those of the Hessian tables on the small one."""
-    return sweep_seeds(setting) if problem == "n = 8, d = 5" else setting.at_least(3)
+    return sweep_seeds(setting) if problem == SMALL else setting.at_least(3)
 
 
 def run_sweep(setting: Setting, problem: str, name: str, what: str = "change") -> WidthScaling:
@@ -134,19 +135,33 @@ def change_slope(problem: str, name: str, low: float, high: float, least: float 
 
     def test(setting: Setting) -> Finding:
         found = run_sweep(setting, problem, name)
-        reached = all(run.reached for run in runs(setting, problem, name))
+        missed = sum(not run.reached for run in runs(setting, problem, name))
         smallest = float(found.values.mean(0).min())
         limits = f"at most {high:g}" if low == -math.inf else f"over {low:g}"
         limits += f" and a mean change over {least:g} at every width" if least else ""
         return Finding(
-            reached and low <= found.slope <= high and smallest > least,
-            f"{said(found)}; all reach the loss {GOAL:g}: {reached}",
+            not missed and low <= found.slope <= high and smallest > least,
+            f"{said(found)}" + (f"; {missed} runs miss the loss {GOAL:g}" if missed else ""),
             f"|K_t - K_0| / |K_0|, Frobenius, full batches at 1 / lambda_max(K_0); holds with a slope {limits}",
             found.seeds,
         )
 
     test.__doc__ = f"{name} on {problem}: the kernel's change along gradient descent against width."
     return test
+
+
+def narrow_reached(setting: Setting) -> Finding:
+    """A bottleneck of 1 at the step set by the kernel of the start, which grows on the way."""
+    every = runs(setting, SMALL, "bottleneck of 1")
+    missed = [run for run in every if not run.reached]
+    steps = [len(run.losses) - 1 for run in every if run.reached]
+    return Finding(
+        not missed,
+        f"{len(missed)} of {len(every)} runs miss the loss {GOAL:g}, {sum(r.losses[-1] > 1 for r in missed)} by "
+        f"divergence; the others take {min(steps)} to {max(steps):,} steps",
+        "the kernel of a bottleneck can grow along the way, past what the step 1 / lambda_max(K_0) allows",
+        _seeds(setting, SMALL),
+    )
 
 
 def losses_reached(problem: str) -> Test:
@@ -193,7 +208,7 @@ def losses_reached(problem: str) -> Test:
 
 def tight_bound(setting: Setting) -> Finding:
     """The bound O(1/sqrt(m)) is attained: the change falls with slope -1/2."""
-    found = run_sweep(setting, "n = 8, d = 5", "linear output")
+    found = run_sweep(setting, SMALL, "linear output")
     low, high = found.interval
     return Finding(
         low <= -0.5 <= high,
@@ -207,7 +222,7 @@ def tight_bound(setting: Setting) -> Finding:
 def same_distance(setting: Setting) -> Finding:
     """The weights move as far at every width: the kernel stays although they do not."""
     names = ["linear output", "tanh output"]
-    sweeps = {name: run_sweep(setting, "n = 8, d = 5", name, "distance") for name in names}
+    sweeps = {name: run_sweep(setting, SMALL, name, "distance") for name in names}
     return Finding(
         all(abs(found.slope) < 0.2 for found in sweeps.values()),
         "; ".join(f"{name}: {said(found)}" for name, found in sweeps.items()),
@@ -257,8 +272,8 @@ def not_lazy(setting: Setting) -> Finding:
         f"m = 128, slopes in alpha: kernel change {slopes[0]:.2f}, distance {slopes[1]:.2f}, |H| / |grad f| "
         f"{slopes[2]:.3f}, relative gap at R = 3 {slopes[4]:.3f}; tanh output: {bent[0]:.2f}, {bent[1]:.2f}, "
         f"{bent[2]:.3f}, {bent[4]:.3f}",
-        "alpha (f(w) - f(w0)), alpha = 1, 4, 16 (tanh output: 8, 32, 128); holds with slopes under -0.45, within 0.2 of "
-        f"-1, and within 0.02 of 0 twice. |H| / |grad f|^2 has slope {slopes[3]:.2f} by the scaling alone",
+        "alpha (f(w) - f(w0)), alpha = 1, 4, 16 (tanh output: 8, 32, 128); holds with slopes under -0.45, within 0.2 "
+        f"of -1, and within 0.02 of 0 twice. |H| / |grad f|^2 has slope {slopes[3]:.2f} by the scaling alone",
         setting.at_least(3),
         tables=[
             Table("Output times alpha, linear output, m = 128", ["alpha", *STATE], cells),

@@ -171,6 +171,13 @@ PAPER = Paper(
             "all networks reach the loss",
             training.losses_reached(SMALL),
         ),
+        Statement(
+            "descent with a bottleneck of 1",
+            TRAINING,
+            "all networks reach the loss",
+            training.narrow_reached,
+            None,
+        ),
         Statement("same distance", TRAINING, "|w_t - w0| does not shrink with width", training.same_distance),
         Statement(
             "rate attained",
