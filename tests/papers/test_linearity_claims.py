@@ -173,7 +173,7 @@ def test_tables_fail_on_an_opposite_verdict():
     unsure = sweep_of(-0.22, 2.0)
     assert unsure.verdict == "unclear"
     assert norms._table("T", "y", {**good, "CNN": unsure}).holds
-    assert not norms._table("T", "y", {"CNN": unsure, "tanh output": sweep_of(0.0)}).holds
+    assert not norms._table("T", "y", {"CNN": unsure, "ResNet": unsure, "tanh output": sweep_of(0.0)}).holds
 
 
 def test_slopes_outside_the_limits_are_noticed(monkeypatch: pytest.MonkeyPatch):

@@ -95,7 +95,8 @@ def images(shape: tuple[int, ...]) -> dict[str, Factory]:
         "attention": partial(attention, shape=shape),
         "DenseNet": partial(densely_connected, inputs=math.prod(shape)),
         "tanh output": partial(dense, inputs=math.prod(shape), output_activation="tanh"),
-        "CNN, tanh output": partial(convolutional, shape=shape, output_activation="tanh"),
+        "swish output": partial(dense, inputs=math.prod(shape), output_activation="swish"),
+        "CNN, swish output": partial(convolutional, shape=shape, output_activation="swish"),
         "bottleneck of 1": partial(narrowed, narrow=1, inputs=math.prod(shape)),
         "attention, 2 heads": partial(attention, shape=shape, heads=2),
         "attention, 2 heads, scores / d": partial(attention, shape=shape, heads=2, score_power=1.0),
@@ -148,7 +149,8 @@ def two_layer_norm(net: nets.MLP, x: Tensor, trained_output: bool = True) -> flo
     """
     size2 = float(x.square().sum()) / x.numel()
     with torch.no_grad():
-        output, t = net.head.weight[0], torch.tanh(net.hidden[0].weight @ x.flatten() / math.sqrt(x.numel()))
+        first = next(net.hidden.parameters())
+        output, t = net.head.weight[0], torch.tanh(first @ x.flatten() / math.sqrt(x.numel()))
         a = (2 * output * t * (1 - t**2) * size2).abs()
         b = (1 - t**2) * math.sqrt(size2) if trained_output else torch.zeros_like(t)
         return float((a / 2 + torch.sqrt(a**2 / 4 + b**2)).max()) / math.sqrt(len(output))

@@ -158,12 +158,14 @@ PAPER = Paper(
             TRAINING,
             STAYS,
             training.change_slope(SMALL, "bottleneck of 1", -0.2, math.inf),
+            None,
         ),
         Statement(
             "kernel change, bottleneck of 8",
             TRAINING,
             STAYS,
             training.change_slope(SMALL, "bottleneck of 8", -0.2, math.inf),
+            None,
         ),
         Statement(
             "descent works without linearity",
