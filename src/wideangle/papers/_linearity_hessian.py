@@ -186,8 +186,8 @@ def _table(title: str, label: str, sweeps: dict[str, WidthScaling], headline: st
             [f"{len(right)} of {len(sweeps)} verdicts as the theory has them", *notes, f"slopes: {slopes}"]
         ),
         "holds where no verdict is the opposite and half or more are given; transitions: slope under -0.25, interval "
-        "under -0.2; does not: slope over -0.2, interval over -0.25; means over seeds are geometric; a tanh output bends "
-        "nothing where f is near 0 (a swish output does), so that seeds spread widely there",
+        "under -0.2; does not: slope over -0.2, interval over -0.25; means over seeds are geometric; a tanh output "
+        "bends nothing where f is near 0 (a swish output does), so that seeds spread widely there",
         next(iter(sweeps.values())).seeds,
         figures=[figure(title, label, sweeps, "Falling lines become linear with width; flat ones do not.")],
         tables=[Table(title, COLUMNS, [row(name, found) for name, found in sweeps.items()])],
