@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -27,13 +28,15 @@ _BLOWN = 1e4  # a loss this many times the start's is not coming back to anythin
 
 @dataclass
 class Trial:
-    """One run: losses, the watched energy, (step, sharpness) pairs and the step sizes used."""
+    """One run: losses, squared gradient norms, step sizes, and where asked for, energies, sharpness and states."""
 
     model: nn.Module
     losses: list[float] = field(default_factory=list)
     energies: list[float] = field(default_factory=list)
     sharpness: list[tuple[int, float]] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
+    slopes: list[float] = field(default_factory=list)
+    states: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def diverged(self) -> bool:
@@ -103,6 +106,7 @@ def descend(
     start: nn.Module | None = None,
     follow: int = 0,
     mode: Mode | None = None,
+    keep: Collection[int] = (),
 ) -> Trial:
     """Return a full-batch run of a copy with a constant step, or one that follows the sharpness.
 
@@ -113,6 +117,7 @@ def descend(
         start: the model to copy; the study's own where left out.
         follow: measure the sharpness about so many times on the way, more often at first; 0 leaves it out.
         mode: record the energy of the residual in this direction.
+        keep: the steps at which a copy of the weights is kept.
     """
     model = study.fresh() if start is None else copy.deepcopy(start)
     wanted = [p for p in model.parameters() if p.requires_grad]
@@ -126,12 +131,15 @@ def descend(
             trial.energies.append(float((study.residual_of(z.detach()) * mode.direction).sum()) ** 2)
         if _blown(trial):
             break
+        if t in keep:
+            trial.states[t] = {name: value.detach().clone() for name, value in model.state_dict().items()}
         if t in looks:
             value, vector = _sharpness(study, model, vector)
             trial.sharpness.append((t, value))
         if t == steps:
             break
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        trial.slopes.append(sum(float(g.double().square().sum()) for g in gradients if g is not None))
         trial.steps.append(step / trial.rise if trial.rise > RISE else step)
         with torch.no_grad():
             for parameter, gradient in zip(wanted, gradients, strict=True):

@@ -33,11 +33,12 @@ class Check:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("regime", "Regime: how near to linear", 20.0, "regime"),
+    Check("regime", "How linear is it: the regime", 25.0, "regime"),
     Check("kernel", "Kernel: how well conditioned", 15.0, "conditioning"),
     Check("step-size", "Step size: where descent turns unstable", 10.0, "step_size"),
     Check("labels", "Labels: what will be learned, and how fast", 10.0, "labels"),
     Check("trial", "Trial run: predicted against measured", 40.0, "trial"),
+    Check("landscape", "Will it get there: the landscape along the run", 20.0, "landscape"),
 )
 
 

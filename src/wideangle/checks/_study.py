@@ -49,6 +49,7 @@ class Study:
     notes: list[str] = field(default_factory=list)
     decisions: dict[str, Decision] = field(default_factory=dict)
     sentences: dict[str, str] = field(default_factory=dict)
+    course: Any = None  # the main run, see `checks._course`
 
     @property
     def samples(self) -> int:

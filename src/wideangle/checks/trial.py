@@ -7,7 +7,8 @@ import math
 import numpy as np
 import torch
 
-from wideangle.checks._descent import RISE, Mode, Trial, descend, displaced, step_seconds, top_mode, try_plan
+from wideangle.checks._course import main_course
+from wideangle.checks._descent import RISE, Mode, Trial, descend, displaced, top_mode, try_plan
 from wideangle.checks._study import PATH_STEPS, Study
 from wideangle.document import Figure, Mark, Section, Series, Table
 from wideangle.plan import Decision
@@ -15,28 +16,23 @@ from wideangle.plan import Decision
 __all__ = ["run"]
 
 _CRITICAL_STEPS = 45
-_RESTARTS = 4
 _HALVINGS = 6
 _PLAN_STEPS = 200
 _SMALLEST_SHARE = 0.1  # of a full step's time, which a step with few samples takes all the same
 _PROGRESS = 0.9  # of the reference loss
 _FALLEN = 0.995  # of the loss at the start
-_THROWN = 1.5
 _CONTRADICTS = 0.18  # in log10: a factor 1.5
 _FLOOR = 1e-6  # of the starting loss: below it, rounding is compared with rounding
 _PUSH = 0.03  # of the residual's norm: small against what is left, large against rounding and other modes
 _FACTORS = (0.9, 1.1, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-_SECONDS = {"main": 8.0, "sharpness": 8.0, "critical": 4.0, "breaking": 8.0, "plan": 4.0}
-_LOOK = 40  # one look at the sharpness takes about ten products of two gradients, twice over
+_SECONDS = {"critical": 4.0, "breaking": 8.0, "plan": 4.0}
 
 
 def run(study: Study) -> Section:
     """Return the trial at the recommended step, two around the critical one, and where training breaks."""
-    step = 1.0 / study.constants.smoothness
-    seconds = step_seconds(study)
-    length = study.steps or max(20, min(PATH_STEPS, int(_SECONDS["main"] / seconds)))
-    looks = min(12, max(2, int(_SECONDS["sharpness"] / (_LOOK * seconds))))
-    trial, used, rise = _trial(study, step, length, looks)
+    course = main_course(study)
+    trial, step, used, rise = course.trial, course.step, course.used, course.rise
+    length, seconds = course.length, course.seconds
     same = length <= PATH_STEPS and all(size == step for size in trial.steps)
     padded = trial.steps + [used] * (length - len(trial.steps))
     predicted = (study.path if same else study.linearised(padded, length)).losses[: length + 1]
@@ -100,24 +96,6 @@ def _overrule(study: Study, error: float) -> None:
             f"{regime}; but over the whole trial run the prediction is off by a factor {10**error:.3g} in the "
             "median, so not beyond those first steps"
         )
-
-
-def _trial(study: Study, step: float, steps: int, looks: int) -> tuple[Trial, float, float]:
-    """Return a run that ends below its start, the step it began with and the rise of the sharpness in all runs.
-
-    Where the sharpness rises so fast that the run is thrown off, it is begun again with the step divided
-    by that rise, at most `_RESTARTS` times.
-    """
-    used, rise = step, 1.0
-    trial = descend(study, used, steps, follow=looks)
-    for _ in range(_RESTARTS):
-        thrown = trial.losses[-1] > trial.losses[0] or max(trial.losses) > _THROWN * trial.losses[0]
-        if not thrown or trial.rise <= RISE:
-            break
-        rise = max(rise, step / used * trial.rise)
-        used = step / rise
-        trial = descend(study, used, steps, follow=looks)
-    return trial, used, max(rise, step / used * trial.rise)
 
 
 def _log_error(measured: list[float], predicted: np.ndarray) -> float:
