@@ -138,6 +138,7 @@ def change_slope(problem: str, name: str, low: float, high: float, least: float 
         missed = sum(not run.reached for run in runs(setting, problem, name))
         smallest = float(found.values.mean(0).min())
         limits = f"at most {high:g}" if low == -math.inf else f"over {low:g}"
+        limits += " and no run that misses the loss (one that diverges spoils the slope)" if missed else ""
         limits += f" and a mean change over {least:g} at every width" if least else ""
         return Finding(
             not missed and low <= found.slope <= high and smallest > least,

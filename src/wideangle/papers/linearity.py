@@ -205,6 +205,7 @@ PAPER = Paper(
             TRAINING,
             STAYS,
             training.change_slope("digits", "bottleneck of 1", -0.2, math.inf),
+            None,
         ),
         Statement(
             "digits: descent works without linearity",
