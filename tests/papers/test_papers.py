@@ -44,6 +44,7 @@ def paper_of(*tests, expected: bool | None = True) -> Paper:
     ]
     return Paper("toy", "Toy", "nobody", tuple(statements))
 
+
 SLUGS = sorted(papers.available())
 LEAST = {"aiming": 7}
 
@@ -112,7 +113,14 @@ def test_only_absent_data_skip_a_claim_other_errors_pass():
 
 
 def test_unknown_names_are_refused():
-    assert set(papers.available()) == {"assembly", "conditioning", "alignment", "landscape", "aiming"}
+    assert set(papers.available()) == {
+        "linearity",
+        "assembly",
+        "conditioning",
+        "alignment",
+        "landscape",
+        "aiming",
+    }
     with pytest.raises(InputError, match="did you mean 'alignment'"):
         papers.run("alignmnt")
     with pytest.raises(InputError, match="unknown size 'big'"):

@@ -41,6 +41,7 @@ SIZES = ("smoke", "cpu", "paper")
 _BUNDLED = ("digits", "breast-cancer")
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _MODULES = {
+    "linearity": "wideangle.papers.linearity",
     "assembly": "wideangle.papers.assembly",
     "conditioning": "wideangle.papers.conditioning",
     "alignment": "wideangle.papers.alignment",
@@ -198,7 +199,7 @@ def available() -> dict[str, str]:
 
     Example:
         >>> sorted(available())
-        ['aiming', 'alignment', 'assembly', 'conditioning', 'landscape']
+        ['aiming', 'alignment', 'assembly', 'conditioning', 'landscape', 'linearity']
     """
     return {slug: _paper(slug).title for slug in _MODULES}
 
