@@ -67,10 +67,11 @@ class _Tracer(fx.Tracer):
         return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        value = self._run(kind, target, map_aggregate(args, _value), map_aggregate(kwargs, _value))
+        args_now, kwargs_now = map_aggregate(args, _value), map_aggregate(kwargs, _value)
+        value = self._run(kind, target, args_now, kwargs_now)
         if not isinstance(value, Tensor) and kind in ("call_function", "call_method"):
             name = target if isinstance(target, str) else getattr(target, "__name__", "")
-            if name in SHAPE_CALLS:
+            if name in SHAPE_CALLS or not _has_tensor((args_now, kwargs_now)):
                 return value
             if isinstance(value, (bool, int, float)):
                 raise TraceError(f"{name} turns values of the inputs into a Python {type(value).__name__}")
@@ -80,7 +81,8 @@ class _Tracer(fx.Tracer):
 
     def _run(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         if kind == "placeholder":
-            return self._given[str(target)]
+            name = str(target)  # torch.fx numbers the defaults it puts in: scale_1
+            return self._given[name if name in self._given else name.rpartition("_")[0]]
         self._running = True
         try:
             if kind == "call_module":
@@ -96,6 +98,12 @@ class _Tracer(fx.Tracer):
 
 def _value(argument: Any) -> Any:
     return argument.node.meta[VALUE] if isinstance(argument, fx.Proxy) else argument
+
+
+def _has_tensor(arguments: Any) -> bool:
+    found: list[Any] = []
+    map_aggregate(arguments, lambda entry: found.append(entry) or entry)
+    return any(isinstance(entry, Tensor) for entry in found)
 
 
 def traced(model: nn.Module, x: Any, whole: tuple[type[nn.Module], ...]) -> fx.Graph:

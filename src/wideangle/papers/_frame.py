@@ -43,6 +43,7 @@ _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _MODULES = {
     "linearity": "wideangle.papers.linearity",
     "assembly": "wideangle.papers.assembly",
+    "dag": "wideangle.papers.dag",
     "conditioning": "wideangle.papers.conditioning",
     "alignment": "wideangle.papers.alignment",
     "landscape": "wideangle.papers.landscape",
@@ -199,7 +200,7 @@ def available() -> dict[str, str]:
 
     Example:
         >>> sorted(available())
-        ['aiming', 'alignment', 'assembly', 'conditioning', 'landscape', 'linearity']
+        ['aiming', 'alignment', 'assembly', 'conditioning', 'dag', 'landscape', 'linearity']
     """
     return {slug: _paper(slug).title for slug in _MODULES}
 
