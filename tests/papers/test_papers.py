@@ -113,14 +113,8 @@ def test_only_absent_data_skip_a_claim_other_errors_pass():
 
 
 def test_unknown_names_are_refused():
-    assert set(papers.available()) == {"linearity", "assembly", "dag", "conditioning", "alignment", "landscape", "aiming"}
-        "linearity",
-        "assembly",
-        "conditioning",
-        "alignment",
-        "landscape",
-        "aiming",
-    }
+    known = {"linearity", "assembly", "dag", "conditioning", "alignment", "landscape", "aiming"}
+    assert set(papers.available()) == known
     with pytest.raises(InputError, match="did you mean 'alignment'"):
         papers.run("alignmnt")
     with pytest.raises(InputError, match="unknown size 'big'"):
