@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -21,6 +22,7 @@ from wideangle.files import write_atomically
 __all__ = ["Provenance", "Result"]
 
 
+@functools.cache
 def _installed(package: str) -> str:
     from importlib.metadata import PackageNotFoundError, version
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -132,6 +133,53 @@ def test_bounds_hold_over_the_ball(widths, activation, bias):
         assert climbed(model, x, radius) <= float(hessian_bound(model, x, radius)[0, 0])
 
 
+def twin(model: nets.MLP, x: torch.Tensor, c: int, radius: float) -> float:
+    """The bound of three weight layers, term by term as it is derived, tanh, with biases."""
+    top1, top2, top3 = 1.0, 4 / (3 * math.sqrt(3)), 2.0
+    (k1, k2, k3), (W1, W2), V = model.scales, (h.weight.detach() for h in model.hidden), model.head.weight
+    N2, v = float(torch.linalg.matrix_norm(W2, 2)), V.detach()[c]
+    z1 = k1 * W1 @ x + model.hidden[0].bias.detach()
+    h1 = torch.tanh(z1)
+    z2 = k2 * W2 @ h1 + model.hidden[1].bias.detach()
+    h2, a1, a2 = torch.tanh(z2), 1 - torch.tanh(z1) ** 2, 1 - torch.tanh(z2) ** 2
+    # how far z_1, h_1, z_2, h_2 go in the ball
+    p1 = math.sqrt(k1**2 * float(x @ x) + 1)
+    shift1 = radius * p1
+    size1 = float(h1.norm()) + top1 * shift1
+    p2 = math.sqrt(k2**2 * size1**2 + 1)
+    shift2 = radius * math.sqrt(k2**2 * float(h1 @ h1) + 1) + k2 * (N2 + radius) * top1 * shift1
+    p3 = math.sqrt(k3**2 * (float(h2.norm()) + top1 * shift2) ** 2 + 1)
+    assert p3 > 0
+    steep1 = min(top1, max(float(a) + top2 * shift1 for a in a1))
+    steep2 = min(top1, max(float(a) + top2 * shift2 for a in a2))
+    bends1 = [min(top2, abs(float(-2 * t * a)) + top3 * shift1) for t, a in zip(h1, a1, strict=True)]
+    bends2 = [min(top2, abs(float(-2 * t * a)) + top3 * shift2) for t, a in zip(h2, a2, strict=True)]
+    # df/dh_2 = k_3 v and df/dh_1 = k_2 W_2^T (act' * df/dh_2), with what the ball adds
+    b2, add2 = k3 * v, k3 * radius
+    s2 = a2 * b2
+    more = top1 * add2 + top2 * float(b2.abs().max()) * shift2
+    b1, add1 = k2 * W2.T @ s2, k2 * (radius * float(s2.norm()) + (N2 + radius) * more)
+    tau1 = max((abs(float(b)) + add1) * bend for b, bend in zip(b1, bends1, strict=True))
+    tau2 = max((abs(float(b)) + add2) * bend for b, bend in zip(b2, bends2, strict=True))
+    # |z_1'| <= p1 u_1, |z_2'| <= p2 u_2 + k2 N steep1 p1 u_1
+    q = k2 * (N2 + radius) * steep1 * p1
+    form = np.zeros((3, 3))
+    form[0, 0] = tau1 * p1**2 + tau2 * q**2
+    form[1, 1] = tau2 * p2**2
+    form[0, 1] = form[1, 0] = tau2 * p2 * q + (float(s2.norm()) + more) * k2 * steep1 * p1
+    form[0, 2] = form[2, 0] = k3 * steep2 * q
+    form[1, 2] = form[2, 1] = k3 * steep2 * p2
+    return float(np.linalg.eigvalsh(form)[-1])
+
+
+def test_the_deep_bound_is_the_one_derived():
+    x = draw(3, 3)
+    for seed, radius in ((0, 0.0), (1, 0.02), (2, 0.4)):
+        model = net([6, 5], outputs=2, bias=True, seed=seed)
+        by_hand = [[twin(model, one, c, radius) for c in range(2)] for one in x]
+        assert hessian_bound(model, x, radius).numpy() == pytest.approx(np.array(by_hand), rel=1e-8)
+
+
 def test_bounds_are_not_idle():
     """Close above the truth for two layers even at a distance, within a small factor for three."""
     x = draw(1, 3)
@@ -173,6 +221,7 @@ def test_certificate_bounds_the_kernel_on_the_ball():
         assert float(torch.linalg.matrix_norm(J - K0, 2)) <= found.smoothness * radius
     paper = found.lambda_0 - 2 * found.lipschitz * math.sqrt(6) * found.hessian * radius
     assert found.mu_paper == pytest.approx(paper, rel=1e-12)
+    assert found.smoothness == pytest.approx(float(hessian_bound(model, x, radius).norm()), rel=1e-12)
     weyl = (math.sqrt(found.lambda_0) - found.smoothness * radius) ** 2
     assert found.mu == pytest.approx(max(weyl, paper), rel=1e-12)
     assert type(found).from_json(found.to_json()) == found
@@ -210,6 +259,8 @@ def test_a_certified_ball_holds_a_solution_and_descent_finds_it_at_the_rate():
     assert way < found.solution_radius
     narrow = uniform_conditioning(net([8]), x, y, radius=None)
     assert narrow.mu is None or not narrow.solution_inside
+    assert "no ball of radius" in narrow.reason
+    assert narrow.radius < 10
 
 
 def test_sampled_values_are_an_estimate():

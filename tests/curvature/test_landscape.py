@@ -1,7 +1,8 @@
-"""PL*, aiming and what they promise, against closed forms; the monitor in a plain loop."""
+"""PL*, aiming and what they promise, against closed forms."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 from torch import nn
 
 from wideangle import nets
-from wideangle.curvature import LandscapeMonitor, aiming, aiming_along, pl_along, pl_ratio
+from wideangle.curvature import aiming, aiming_along, pl_along, pl_ratio
 from wideangle.curvature import landscape as ls
 from wideangle.errors import ConvergenceError, InputError, NumericsError
-from wideangle.kernel import factors, jacobian, jacobian_kernel
+from wideangle.kernel import factors, jacobian_kernel
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -83,9 +84,9 @@ def test_singular_kernels_have_lambda_min_zero():
     twice = pl_ratio(net(3, 1, width=64), x, y)
     assert twice.lambda_min == 0.0
     assert "rank 5 of 6" in twice.verdict
-    x[5] = x[0] + 1e-5 * draw(3, seed=9)  # nearly equal is not equal
+    x[5] = x[0] + 1e-8 * draw(3, seed=9)  # nearly equal is not equal
     near = pl_ratio(net(3, 1, width=64), x, y)
-    assert 0 < near.lambda_min < 1e-9
+    assert 0 < near.lambda_min < 1e-14
     assert not near.rank_deficient
 
 
@@ -158,7 +159,7 @@ def test_aiming_at_a_given_state_is_its_definition():
     loss = (model(x) - y).square().sum() / 10
     slopes = torch.autograd.grad(loss, list(model.parameters()))
     pairs = zip(slopes, model.parameters(), other.parameters(), strict=True)
-    product = sum(float((g * (p - q)).sum()) for g, p, q in pairs)
+    product = sum(float((g * (p - q)).detach().sum()) for g, p, q in pairs)
     assert found.inner == pytest.approx(product, rel=1e-10)
     assert found.theta == pytest.approx(product / float(loss), rel=1e-10)
     final = aiming(model, x, y, "final", final=other.state_dict(), loss="half_sum")
@@ -230,7 +231,7 @@ def test_aiming_along_a_descent():
     assert last.thetas[-1] is None
     assert last.target_loss == pytest.approx(last.losses[-1], rel=1e-12)
     assert last.thetas[0] == pytest.approx(aiming(model, x, y, states[-1]).theta, rel=1e-12)
-    assert last.violations == [k for k, t in enumerate(last.thetas) if t is not None and t <= 0]
+    assert last.clear == sum(v >= 100 * last.target_loss for v in last.losses[:-1])
 
 
 def test_one_step_of_sgd_obeys_the_aiming_rate():
@@ -245,6 +246,8 @@ def test_one_step_of_sgd_obeys_the_aiming_rate():
         fourth = (x.square().sum(1)[:, None, None] * x[:, :, None] * x[:, None, :]).mean(0)
         mean = eye - 2 * eta * H + eta**2 * (fourth / batch + (batch - 1) / batch * H @ H)
         assert float(torch.linalg.eigvalsh(mean)[-1]) <= 1 - eta * alpha * (2 - smooth * eta) + 1e-12
+    # equal samples: a batch is no smoother than one of them
+    assert ls.batch_smoothness(3.0, 3.0, 7) == pytest.approx(3.0)
     steps = ls.iterations(1e-6, 1.0, growth=alpha, beta=beta)
     assert steps == math.ceil(math.log(1e6) * beta / alpha)
     assert ls.iterations(1.0, 0.5, growth=1, beta=1) == 0
@@ -267,9 +270,8 @@ def test_rates_refuse_bad_numbers():
 def test_one_step_of_sgd_obeys_the_pl_rate():
     """Worst case over residuals of the exact expectation: a generalised eigenvalue of the kernel's size."""
     x = draw(5, 8)
-    K = x @ x.T
-    beta, mu = float(x.square().sum(1).max()), float(torch.linalg.eigvalsh(K)[0])
-    for s in (1, 2, 8, 32):
+    for K, s in itertools.product((x @ x.T, torch.eye(5, dtype=torch.float64)), (1, 2, 8, 32)):
+        beta, mu = float(K.diagonal().max()), float(torch.linalg.eigvalsh(K)[0])
         eta = ls.pl_sgd_step(mu, beta, samples=5, batch=s)
         # r+ = (I - eta K E) r, E the diagonal of counts: E[E] = s/n I, E[e_i e_j] as of a multinomial
         pairs = (K @ K) * (s * (s - 1) / 25 + torch.diag(torch.full((5,), s / 5)))
@@ -294,93 +296,6 @@ def test_the_aiming_bound_holds_for_a_quadratic_model():
     low = ls.aiming_bound(0.1, found.distance, found.growth)  # |H| = 0.1 exactly
     assert low <= found.theta <= 2 + (2 - low)
     assert low > 1
-
-
-def test_monitor_in_a_plain_loop(tmp_path):
-    model, x, y = net(width=64).float(), draw(5, 3).float(), draw(5, 2, seed=1).float()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    monitor = LandscapeMonitor(model, x, y, every=4, spectrum=True, keep=4, folder=tmp_path, threshold=1e9)
-    states = [{k: v.clone() for k, v in model.state_dict().items()}]
-    for step in range(1, 41):
-        optimizer.zero_grad()
-        nn.functional.mse_loss(model(x), y).backward()
-        optimizer.step()
-        monitor.update()
-        if step % 4 == 0:
-            states.append({k: v.clone() for k, v in model.state_dict().items()})
-    assert 2 <= len(list(tmp_path.iterdir())) <= 4
-    found = monitor.finish()
-    assert monitor.finish() is found
-    assert list(tmp_path.iterdir()) == []
-    assert found.steps == list(range(0, 41, 4))
-    path = pl_along(model, x, y, states, spectrum=True, loss="half_mean")
-    assert found.losses == pytest.approx(path.losses, rel=1e-9)
-    assert found.pl_ratios == pytest.approx(path.ratios, rel=1e-9)
-    assert found.lambda_min == pytest.approx(path.lambda_min, rel=1e-9)
-    assert found.distances == pytest.approx(path.distances, rel=1e-9)
-    assert found.constant == pytest.approx(path.constant)
-    thetas = aiming_along(model, x, y, states).thetas
-    kept = [k for k, theta in enumerate(found.thetas) if theta is not None]
-    assert kept == [0, 4, 8]
-    assert [found.thetas[k] for k in kept] == pytest.approx([thetas[k] for k in kept], rel=1e-9)
-    assert len([v for v in found.violations if "PL* ratio" in v]) == 11
-    assert type(found).from_json(found.to_json()) == found
-
-
-def test_monitor_reports_violations_and_a_run_that_diverges():
-    model, x = linear(2), torch.eye(2, dtype=torch.float64)
-    goal = torch.zeros(2, 1, dtype=torch.float64)
-    with LandscapeMonitor(model, x, goal, every=1) as monitor:
-        with torch.no_grad():
-            model.weight.mul_(0.5)
-        monitor.update(7)
-        with torch.no_grad():
-            model.weight.mul_(8.0)  # away from the solution: the gradients pointed elsewhere
-        monitor.update(9)
-    found = monitor.result
-    assert found.steps == [0, 7, 9]
-    assert found.thetas[0] == pytest.approx(-6.0)  # 2 r (r - 4 r) / r^2
-    assert found.smallest_theta == pytest.approx(-14.0)
-    assert [v.split(":")[0] for v in found.violations] == ["step 0", "step 7"]
-    model = linear(2)
-    monitor = LandscapeMonitor(model, x, goal, every=1)
-    with torch.no_grad():
-        model.weight.fill_(math.inf)
-    monitor.update()
-    monitor.update()
-    stopped = monitor.finish()
-    assert stopped.steps == [0]
-    assert "step 1" in stopped.violations[0]
-    assert len(stopped.violations) == 1
-
-
-def test_monitor_sees_lambda_min_fall():
-    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Tanh(), nn.Linear(1, 1, bias=False)).double()
-    x, y = torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1)
-    with torch.no_grad():
-        model[0].weight.fill_(2.0)
-        model[2].weight.fill_(2.0)
-    monitor = LandscapeMonitor(model, x, y, every=1, spectrum=True)
-    with torch.no_grad():
-        model[0].weight.fill_(0.1)
-        model[2].weight.fill_(0.1)
-    monitor.update()
-    found = monitor.finish()
-    J = jacobian(model, x).reshape(-1)
-    assert found.lambda_min[1] == pytest.approx(float(J @ J))
-    assert any("lambda_min fell" in v for v in found.violations)
-
-
-def test_refusals_of_the_monitor():
-    x, y = draw(4, 3), draw(4, 1)
-    with pytest.raises(InputError, match="every=0"):
-        LandscapeMonitor(linear(3), x, y, every=0)
-    with pytest.raises(InputError, match="train mode"):
-        LandscapeMonitor(nn.Sequential(nn.BatchNorm1d(3), linear(3)), x, y)
-    model = linear(3)
-    model.weight.data.fill_(math.nan)
-    with pytest.raises(InputError, match="non-finite"):
-        LandscapeMonitor(model, x, y)
 
 
 def test_parameters_can_be_chosen():

@@ -52,7 +52,9 @@ class Aiming(Result):
 class AimingPath(Result):
     """The aiming ratio along a path; None where the loss is 0 to rounding or the state is the target.
 
-    `smallest` is the minimum of `thetas`, `violations` the places (numbers of states) where theta <= 0.
+    `clear` counts the states whose loss is at least `margin` times `target_loss`: nearer to a target that
+    is no solution the ratio falls whatever the landscape (see `aiming_along`). `smallest` is the minimum
+    over these, None without any, and `violations` their numbers where theta <= 0.
     """
 
     smallest: float | None = None
@@ -61,6 +63,8 @@ class AimingPath(Result):
     distances: list[float | None] = field(default_factory=list)
     growths: list[float | None] = field(default_factory=list)
     violations: list[int] = field(default_factory=list)
+    clear: int = 0
+    margin: float = 100.0
     surrogate: str = ""
     target_loss: float = 0.0
     convention: str = "half_mean"
@@ -289,6 +293,7 @@ def aiming_along(
     states: Iterable[State],
     target: Target = "final",
     *,
+    margin: float = 100.0,
     tolerance: float = 1e-20,
     max_steps: int = 50,
     loss: str = "half_mean",
@@ -300,7 +305,9 @@ def aiming_along(
 
         theta_t = <grad L(w_t), w_t - w*> / L(w_t)
 
-    With "final" w* is the last state, the same for all; with "gauss_newton" each state has its own.
+    With "final" w* is the last state, the same for all; with "gauss_newton" each state has its own. A
+    final iterate is no solution: for a linear model theta is then only at least 2 (1 - sqrt(L(w*) / L)) and
+    tends to 1 on the last steps. So verdicts are from states with L >= margin L(w*), where that is 1.8.
 
     Cost: that of `aiming` for each state; "final" holds the states.
 
@@ -310,6 +317,7 @@ def aiming_along(
         y: n targets.
         states: state dicts or modules, in order.
         target: "final" (the last state), "gauss_newton", or a state dict or module.
+        margin: how many times the target's loss a state's must be to count.
         tolerance: as for `gauss_newton_solution`.
         max_steps: as for `gauss_newton_solution`.
         loss: the convention of L.
@@ -364,13 +372,16 @@ def aiming_along(
     if fixed is not None:
         problem.load(fixed)
         reached = problem.loss_of(problem.residual())
+    counted = {k: t for k, t in enumerate(thetas) if t is not None and losses[k] >= margin * reached}
     return AimingPath(
-        smallest=min((t for t in thetas if t is not None), default=None),
+        smallest=min(counted.values(), default=None),
         thetas=thetas,
         losses=losses,
         distances=distances,
         growths=growths,
-        violations=[k for k, theta in enumerate(thetas) if theta is not None and theta <= 0],
+        violations=[k for k, theta in counted.items() if theta <= 0],
+        clear=len(counted),
+        margin=margin,
         surrogate=surrogate,
         target_loss=reached,
         convention=loss,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -177,7 +177,8 @@ def uniform_conditioning(
         x: n inputs.
         y: n targets, for the radius, step and rate of descent; may be left out.
         radius: R > 0, a distance in the space of the parameters that move. None (analytic, with y) takes
-            the smallest ball of a grid in which a solution is certified to exist, if there is one.
+            the smallest ball of a grid in which a solution is certified to exist; where there is none, the
+            smallest ball that could hold one, and `reason` says so.
         method: "auto", "analytic" or "sampled".
         points: weights looked at by "sampled", 2 or more.
         seed: of the sampled weights.
@@ -221,13 +222,16 @@ def uniform_conditioning(
     provenance = Provenance.here(seed=seed, device=str(problem.device))
     if isinstance(bound, HessianSup):
         reach = [radius] if radius is not None else _radii(centre, residual or 0.0)
-        found = UniformConditioning()
+        tried = []
         for distance in reach:
             ball = _proven(bound, centre, distance)
-            found = _conclude(ball, centre, residual, True, "", provenance)
-            if radius is not None or found.solution_inside:
-                return found
-        return found
+            tried.append(_conclude(ball, centre, residual, True, "", provenance))
+            if radius is not None or tried[-1].solution_inside:
+                return tried[-1]
+            if tried[-1].mu is None:  # and none on any larger ball
+                break
+        why = f"no ball of radius {reach[0]:.3g} or more is certified to hold a solution"
+        return replace(tried[0], reason=f"{why}; {tried[0].reason}" if tried[0].reason else why)
     assert radius is not None
     ball, seen = _sampled(problem, centre, radius, points, seed, dense_limit)
     why = f"{bound}: largest values at {points} sampled weights, so mu is an estimate and no bound"

@@ -27,7 +27,9 @@ class LandscapeRun(Result):
     `losses`, `pl_ratios` and `thetas` are of the loss called `convention`; `distances` from the first look.
     `lambda_min` is empty where it was not asked for. An entry of `thetas` (aiming to the final iterate,
     which is no projection) is None where the loss is 0 to rounding, the state was not kept, or at the end.
-    `violations` are sentences; `constant` is the smallest PL* ratio, an upper bound of mu on the path.
+    `clear` counts the looks with a theta and a loss of at least `margin` times the last one's: only these
+    count as violations of aiming and for `smallest_theta` (see `aiming_along`). `violations` are sentences;
+    `constant` is the smallest PL* ratio, an upper bound of mu on the path.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -43,6 +45,8 @@ class LandscapeRun(Result):
     threshold: float | None = None
     convention: str = "half_mean"
     kept: int = 0
+    clear: int = 0
+    margin: float = 100.0
 
 
 class LandscapeMonitor:
@@ -72,6 +76,7 @@ class LandscapeMonitor:
         threshold: a PL* ratio below this is a violation; None leaves it out.
         keep: states kept for the aiming ratio, 2 or more.
         folder: where to keep them; in memory where left out.
+        margin: how many times the last loss one must be for its aiming ratio to count.
         loss: the convention of L, one of `wideangle.losses.SQUARED_LOSSES`.
         params: parameters that move.
         output: which part of a tuple, dict or ModelOutput is the output.
@@ -109,6 +114,7 @@ class LandscapeMonitor:
         threshold: float | None = None,
         keep: int = 64,
         folder: str | Path | None = None,
+        margin: float = 100.0,
         loss: str = "half_mean",
         params: Any = None,
         output: OutputPick = None,
@@ -119,7 +125,7 @@ class LandscapeMonitor:
             raise InputError(f"every={every} must be at least 1 and keep={keep} at least 2")
         self._problem = Problem(model, x, y, params=params, output=output, dtype=dtype, loss=loss)
         self._model, self._every, self._spectrum, self._limit = model, every, spectrum, dense_limit
-        self._threshold, self._keep, self._convention = threshold, keep, loss
+        self._threshold, self._keep, self._convention, self._margin = threshold, keep, loss, margin
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +169,12 @@ class LandscapeMonitor:
             if self._calls % self._every:
                 self._look(self._calls)
             thetas = self._aiming()
-            self._report(thetas)
+            counted = [
+                (step, theta)
+                for step, theta, value in zip(self._steps, thetas, self._losses, strict=True)
+                if theta is not None and value >= self._margin * self._losses[-1]
+            ]
+            self._report(counted)
             self.result = LandscapeRun(
                 steps=self._steps,
                 losses=self._losses,
@@ -172,7 +183,9 @@ class LandscapeMonitor:
                 lambda_min=self._smallest,
                 thetas=thetas,
                 constant=min((r for r in self._ratios if r is not None), default=None),
-                smallest_theta=min((t for t in thetas if t is not None), default=None),
+                smallest_theta=min((theta for _, theta in counted), default=None),
+                clear=len(counted),
+                margin=self._margin,
                 violations=self._violations,
                 threshold=self._threshold,
                 convention=self._convention,
@@ -246,10 +259,10 @@ class LandscapeMonitor:
             thetas[look] = inner(problem.slope()[1], way) / self._losses[look]
         return thetas
 
-    def _report(self, thetas: list[float | None]) -> None:
-        """Turn what fails into sentences."""
-        for step, theta in zip(self._steps, thetas, strict=True):
-            if theta is not None and theta <= 0:
+    def _report(self, counted: list[tuple[int, float]]) -> None:
+        """Turn what fails into sentences; `counted` are the steps and aiming ratios that decide."""
+        for step, theta in counted:
+            if theta <= 0:
                 self._violations.append(
                     f"step {step}: aiming {theta:.3g} <= 0, a gradient step leads away from the final iterate"
                 )

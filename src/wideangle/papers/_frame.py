@@ -41,10 +41,13 @@ SIZES = ("smoke", "cpu", "paper")
 _BUNDLED = ("digits", "breast-cancer")
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _MODULES = {
+    "linearity": "wideangle.papers.linearity",
+    "assembly": "wideangle.papers.assembly",
+    "dag": "wideangle.papers.dag",
     "conditioning": "wideangle.papers.conditioning",
     "alignment": "wideangle.papers.alignment",
-    "dag": "wideangle.papers.dag",
-    "assembly": "wideangle.papers.assembly",
+    "landscape": "wideangle.papers.landscape",
+    "aiming": "wideangle.papers.aiming",
 }
 
 
@@ -197,7 +200,7 @@ def available() -> dict[str, str]:
 
     Example:
         >>> sorted(available())
-        ['alignment', 'assembly', 'conditioning', 'dag']
+        ['aiming', 'alignment', 'assembly', 'conditioning', 'dag', 'landscape', 'linearity']
     """
     return {slug: _paper(slug).title for slug in _MODULES}
 
