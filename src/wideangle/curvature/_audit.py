@@ -16,6 +16,7 @@ from wideangle.curvature._trace import ATTENTION, KINKED, SOFTMAX, Trace, first_
 from wideangle.errors import InputError
 from wideangle.kernel._model import OutputPick
 from wideangle.kernel._push import pick_tensor
+from wideangle.nets._stage import Stage
 from wideangle.result import Provenance, Result
 from wideangle.seeds import generator
 
@@ -97,7 +98,7 @@ def audit(model: nn.Module, example_input: Any, *, output: OutputPick = None, se
     curvature = _quietly(lambda: _output_curvature(model, example_input, trace, output, seed))
     linear = None if curvature is None else curvature < LINEAR
     layers = [_row(use.name, use.module, use.calls, use.width) for use in trace.uses.values()]
-    hidden = [row["width"] for row in layers[:-1] if row["width"] > 0]
+    hidden = _hidden(layers)
     typical = statistics.median(hidden) if hidden else None
     found = Audit(
         layers=layers,
@@ -119,6 +120,13 @@ def audit(model: nn.Module, example_input: Any, *, output: OutputPick = None, se
     return _with_findings(found, trace)
 
 
+def _hidden(layers: list[dict[str, Any]]) -> list[int]:
+    """Return the widths that matter: of the hidden layers, or in a graph the in-degrees behind the first layer."""
+    if any(row["type"] == Stage.__name__ for row in layers):
+        return [row["fan_in"] for row in layers[1:]]
+    return [row["width"] for row in layers[:-1] if row["width"] > 0]
+
+
 def _quietly(measure: Callable[[], float | None]) -> float | None:
     """A probe may meet a model it cannot handle; then the answer is "not measured", never an error."""
     try:
@@ -136,6 +144,8 @@ def _row(name: str, module: nn.Module, calls: int, width: int) -> dict[str, Any]
     if not isinstance(weight, Tensor):
         weight = next((p for p in module._parameters.values() if p is not None and p.ndim >= 2), None)
     fan_in = None if weight is None else weight[0].numel()
+    if isinstance(module, Stage):
+        fan_in = module.even or int(module.degree.min())
     scale = None if weight is None else float(weight.detach().double().square().mean().sqrt())
     return {
         "name": name or "(the model)",
@@ -304,11 +314,20 @@ def _output_sentence(found: Audit, trace: Trace) -> str:
 
 
 def _bottleneck_sentence(found: Audit) -> str:
-    if found.narrowest is None or not found.bottleneck:
-        return f"The narrowest hidden layer has width {found.narrowest}." if found.narrowest else ""
-    name = next(row["name"] for row in found.layers if row["width"] == found.narrowest)
+    if found.narrowest is None:
+        return ""
+    graph = any(row["type"] == Stage.__name__ for row in found.layers)
+    what, measure = ("in-degree", "fan_in") if graph else ("width", "width")
+    if not found.bottleneck:
+        return (
+            f"The smallest in-degree behind the first layer is {found.narrowest}."
+            if graph
+            else f"The narrowest hidden layer has width {found.narrowest}."
+        )
+    rows = found.layers[1:] if graph else found.layers
+    name = next(row["name"] for row in rows if row[measure] == found.narrowest)
     return (
-        f"Layer '{name}' is a bottleneck: width {found.narrowest} against {found.typical_width:g} typically. "
+        f"Layer '{name}' is a bottleneck: {what} {found.narrowest} against {found.typical_width:g} typically. "
         f"The curvature stays of order 1/sqrt({found.narrowest}) however wide the other layers are."
     )
 

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
 from wideangle.kernel._model import call, plain_attention
+from wideangle.nets._stage import Stage
 
 __all__ = [
     "ATTENTION",
@@ -156,13 +157,17 @@ def first_tensor(raw: Any) -> Tensor | None:
 
 def is_weighted(module: nn.Module) -> bool:
     """Tell whether a module holds a weight matrix of its own (norms and bare biases do not)."""
+    if isinstance(module, Stage):
+        return True
     weight = getattr(module, "weight", None)
     own = [p for p in module._parameters.values() if p is not None]
     return any(isinstance(w, Tensor) and w.ndim >= 2 and w.is_floating_point() for w in [weight, *own])
 
 
 def is_torch(module: nn.Module) -> bool:
-    """Tell whether a module is a layer of torch itself, which applies no function behind its weights."""
+    """Tell whether a module is a layer of torch itself (or of a graph), with no function behind its weights."""
+    if isinstance(module, Stage):
+        return True
     recurrent = isinstance(module, (nn.RNNBase, nn.RNNCellBase))
     return type(module).__module__.startswith("torch.") and not recurrent
 
