@@ -58,7 +58,7 @@ lint: $(DEV)
 
 bench: $(DEV)
 	$(RUN) benchmarks/bench_kernel.py $(BENCH)
-	$(RUN) benchmarks/bench_curvature.py
+	$(RUN) benchmarks/bench_curvature.py $(filter --quick,$(BENCH))
 
 docs: $(DEV)
 	$(RUN) -m pytest --doctest-glob='*.md' README.md docs

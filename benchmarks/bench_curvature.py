@@ -88,7 +88,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["mlp", "cnn"], choices=("mlp", "cnn"))
     parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=tuple(RIVALS))
     parser.add_argument("--json", default="bench_curvature.json")
+    parser.add_argument("--quick", action="store_true", help="32 samples once, to try the code")
     options = parser.parse_args()
+    if options.quick:
+        options.n, options.repeats, options.models = 32, 1, ["cnn"]
     print(f"n = {options.n}, {options.threads} threads, median of {options.repeats}")
     sides = " ".join(
         f"{name:>{width}}" for name, width in (("products", 8), ("s", 4), ("resid", 6), ("value", 9))
