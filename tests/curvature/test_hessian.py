@@ -258,7 +258,8 @@ def test_the_basis_stays_orthogonal_when_little_is_left_of_an_image():
     unit = torch.randn(50, generator=gen, dtype=torch.float64)
     unit /= unit.norm()
     image = 1e9 * unit + torch.randn(50, generator=gen, dtype=torch.float64)
-    rest = Space(50, unit, 24).grow(unit, image)
+    rest, length = Space(50, unit, 24).grow(unit, image)
+    assert length == pytest.approx(float(rest.norm()), rel=1e-12)
     assert abs(float(unit @ rest / rest.norm())) < 1e-14
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -39,31 +40,39 @@ class Space:
         self.projected = np.zeros((len(self.rows), len(self.rows)))
         self.count = 0
 
-    def grow(self, unit: Tensor, image: Tensor) -> Tensor:
-        """Add `unit`, whose image under H is given; return the part of the image outside the space."""
+    def grow(self, unit: Tensor, image: Tensor) -> tuple[Tensor, float]:
+        """Add `unit`, whose image under H is given; return the part of the image outside the space, and its length.
+
+        Raises:
+            NumericsError: the image is not finite.
+        """
         k = self.count
         self.rows[k] = unit
         self.count = k + 1
         basis = self.rows[: k + 1]
         overlap = basis @ image
         rest = image - overlap @ basis
-        if float(rest.norm()) < _LOST * float(
-            image.norm()
-        ):  # what is left is no longer orthogonal to rounding
+        length = float(rest.norm())
+        if not math.isfinite(length):
+            raise NumericsError(
+                f"product {k + 1} with the curvature holds non-finite numbers; compute in float64 "
+                "(dtype=torch.float64), or check the weights and the loss for overflow"
+            )
+        if length < _LOST * float(image.norm()):  # what is left is no longer orthogonal to rounding
             again = basis @ rest
             rest = rest - again @ basis
-            overlap = overlap + again
+            overlap, length = overlap + again, float(rest.norm())
         column = overlap.double().cpu().numpy()
         self.projected[k, : k + 1] = self.projected[: k + 1, k] = column
-        return rest
+        return rest, length
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the Ritz values and the coefficients of their vectors in the basis."""
         return np.linalg.eigh(self.projected[: self.count, : self.count])
 
     def scale(self) -> float:
-        """Return the largest |Ritz value|: a lower bound of the operator's norm."""
-        return float(np.abs(self.ritz()[0]).max())
+        """Return a lower bound of the operator's norm: the largest entry of T."""
+        return float(np.abs(self.projected[: self.count, : self.count]).max())
 
     def vector(self, coefficients: np.ndarray) -> Tensor:
         weights = torch.as_tensor(coefficients.T, dtype=self.rows.dtype, device=self.rows.device)
@@ -104,13 +113,7 @@ def top_pair(
     while True:
         image = apply(direction)
         products += 1
-        if not bool(torch.isfinite(image).all()):
-            raise NumericsError(
-                f"product {products} with the curvature holds non-finite numbers; compute in float64 "
-                "(dtype=torch.float64), or check the weights and the loss for overflow"
-            )
-        rest = space.grow(direction, image)
-        length = float(rest.norm())
+        rest, length = space.grow(direction, image)
         values, coefficients = space.ritz()
         order = np.argsort(-(values if which == "largest" else np.abs(values)))
         top = order[0]

@@ -158,10 +158,8 @@ def spectral_density(
         direction = direction.to(operator.device, operator.dtype)
         direction = direction / direction.norm()
         for _ in range(len(space.rows)):
-            image = _checked(operator, direction)
-            rest = space.grow(direction, image)
+            rest, length = space.grow(direction, operator.product(direction))
             count += 1
-            length = float(rest.norm())
             if length <= 10 * torch.finfo(operator.dtype).eps * space.scale():
                 break
             direction = rest / length
