@@ -69,12 +69,15 @@ def test_two_ends_of_one_size_on_which_power_iteration_fails():
 
 
 def test_the_probability_is_that_of_the_steps_and_one_where_nothing_is_left():
-    found = spectral_norm(Diagonal(spread()), confidence=0.9)
+    found = spectral_norm(Diagonal(spread()), confidence=0.9, tolerance=1e-9)
     steps = lanczos_steps(300, 0.1, 0.9)
     assert found.products >= steps
     share = 0.1 / 2.2
     least = 1 - 3.296 * math.sqrt(300) * math.exp(-math.sqrt(share) * (2 * steps - 1))
     assert 0.9 <= least <= found.probability < 1
+    unrestarted = min(found.products, max(24, steps))
+    exact = 1 - 3.296 * math.sqrt(300) * math.exp(-math.sqrt(share) * (2 * unrestarted - 1))
+    assert found.probability == pytest.approx(exact, rel=1e-12)
     assert lanczos_steps(300, 0.1, 0.9) < lanczos_steps(300, 0.1, 0.99) < lanczos_steps(300, 0.01, 0.99)
     assert spectral_norm(Diagonal(torch.tensor([1.0, -4.0, 2.0]))).probability == 1.0
 
