@@ -130,7 +130,7 @@ def test_eigenpairs_of_every_end(size, which):
     assert np.linalg.norm(image - found.vectors * found.values, axis=0) == pytest.approx(
         found.residuals, abs=1e-12
     )
-    assert np.abs(found.vectors.T @ found.vectors - np.eye(3)).max() < 1e-10
+    assert np.abs(found.vectors.T @ found.vectors - np.eye(3)).max() < 1e-8
     assert operator.count - 3 == found.products
 
 
@@ -141,7 +141,7 @@ def test_what_eigenpairs_refuse():
             eigenpairs(operator, *arguments)
     with pytest.raises(InputError, match="rounding"):
         eigenpairs(operator, 1, tolerance=1e-16)
-    with pytest.raises(ConvergenceError, match="products did not reach"):
+    with pytest.raises(ConvergenceError, match="eigenpairs converged to"):
         eigenpairs(Diagonal(torch.linspace(-1, 1, 2000), turned=False), 4, tolerance=1e-9, max_products=30)
 
 

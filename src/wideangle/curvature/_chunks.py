@@ -14,9 +14,10 @@ from wideangle.errors import InputError
 from wideangle.kernel._group import Ranks
 from wideangle.kernel._model import Batch, batch_size, from_numpy, take
 
-__all__ = ["Part", "chunk_size", "parts"]
+__all__ = ["LEAST", "Part", "as_batch", "chunk_size", "ends", "parts"]
 
 _PROBE = 4
+LEAST = 2 * _PROBE  # samples taken in one pass without asking for the memory
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,36 @@ class Part:
     def rows(self, rows: slice) -> Part:
         """Return some samples of this part, with the same factor."""
         return Part(take(self.x, rows), None if self.y is None else self.y[rows], self.weight)
+
+
+def as_batch(x: Any, dtype: torch.dtype) -> Any:
+    """Return an array as a tensor in the precision of the model; anything else as it is."""
+    if not isinstance(x, np.ndarray):
+        return x
+    tensor = from_numpy(x)
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def ends(found: list[Part]) -> tuple[Part, Part, Part] | None:
+    """Return a few samples of the beginning, a few of the end, and both together; None where they cannot be joined.
+
+    By these one can see whether a loss is a mean over samples: targets are often sorted.
+    """
+    first, last = found[0], found[-1]
+    if type(first.y) is not type(last.y) or not isinstance(first.y, (Tensor, np.ndarray, type(None))):
+        return None
+    sizes = batch_size(first.x), batch_size(last.x)
+    few = min(_PROBE, sizes[0] // 2 if first is last else sizes[0]), min(_PROBE, sizes[1])
+    low, high = first.rows(slice(0, few[0])), last.rows(slice(sizes[1] - few[1], sizes[1]))
+    if isinstance(low.x, dict) and isinstance(high.x, dict):
+        x: Batch = {key: torch.cat([low.x[key], high.x[key]]) for key in low.x}
+    elif isinstance(low.x, Tensor) and isinstance(high.x, Tensor):
+        x = torch.cat([low.x, high.x])
+    else:
+        return None
+    if isinstance(low.y, Tensor):
+        return low, high, Part(x, torch.cat([low.y, high.y]), 1.0)
+    return low, high, Part(x, None if low.y is None else np.concatenate([low.y, high.y]), 1.0)
 
 
 def parts(model: nn.Module, x: Any, y: Any, chunk: int | None, reduction: str, ranks: Ranks) -> list[Part]:
@@ -91,22 +122,19 @@ def _refuse_coupled(model: nn.Module) -> None:
             )
 
 
-def chunk_size(
-    model: nn.Module,
-    part: Part,
-    work: Callable[[Part], None],
-    limit: int,
-    cut: Callable[[Part, slice], Part],
-) -> int | None:
+def chunk_size(model: nn.Module, part: Part, work: Callable[[Part], None], limit: int) -> int | None:
     """Return how many samples a pass may take within `limit` bytes; None where all may, or must.
 
     The graph of a few samples is made twice, with another number of them, and its bytes counted.
     """
     samples = batch_size(part.x)
     coupled = any(m.training and isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    if samples <= 2 * _PROBE or coupled:
+    if samples <= LEAST or coupled:
         return None
-    few, more = (_graph_bytes(work, cut(part, slice(0, count))) for count in (_PROBE, 2 * _PROBE))
+    try:
+        few, more = (_graph_bytes(work, part.rows(slice(0, count))) for count in (_PROBE, LEAST))
+    except Exception:  # a loss that wants all samples, or has no value on these: the pass over all will tell
+        return None
     each = max((more - few) / _PROBE, 1.0)
     allowed = int((limit - max(few - _PROBE * each, 0)) / each)
     return None if allowed >= samples else max(1, allowed)

@@ -9,15 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from wideangle.curvature._chunks import as_batch
 from wideangle.curvature._lanczos import top_pair
 from wideangle.curvature._operator import refuse_random
-from wideangle.curvature.hessian import LossHessian
+from wideangle.curvature.hessian import OutputHessian
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._model import (
     Batch,
     OutputPick,
     batch_size,
     call,
+    explained,
     logits,
     plain_attention,
     select_parameters,
@@ -37,7 +39,7 @@ class LinearityGap(Result):
 
     `gap` and `first_order` are root mean squares over samples and outputs of the remainder and of the
     first-order change R J u; `relative` = gap / first_order: well below 1, the model is nearly linear at
-    this distance. `displacement` is R / |w0|.
+    this distance. `displacement` is R / |w0|; `rounding` what rounding alone makes of `relative`.
     """
 
     gap: float = 0.0
@@ -46,6 +48,7 @@ class LinearityGap(Result):
     first_order: float = 0.0
     change: float = 0.0
     displacement: float = 0.0
+    rounding: float = 0.0
     direction: str = "gradient"
     samples: int = 0
     outputs: int = 0
@@ -59,6 +62,7 @@ class _Probe:
     ):
         chosen = select_parameters(model, params)
         self.dtype = dtype
+        x = as_batch(x, model.get_parameter(chosen[0]).dtype)
         self.model, self.output, self.samples = model, output, batch_size(x)
         if self.samples == 0:
             raise InputError("x holds no samples")
@@ -77,7 +81,7 @@ class _Probe:
 
     def __call__(self, weights: Named) -> Tensor:
         buffers = {name: self._cast(b).clone() for name, b in self.model.named_buffers()}
-        with plain_attention():
+        with plain_attention(), explained(self.x):
             raw = call(self.model, {**buffers, **self.fixed, **weights}, self.x)
         return logits(raw, self.output, self.samples)
 
@@ -175,6 +179,7 @@ def linearity_gap(
         first_order=distance * reach,
         change=_rms(after - before, outputs),
         displacement=distance / size if size else math.inf,
+        rounding=2 * torch.finfo(before.dtype).eps * _rms(before, outputs) / (distance * reach),
         direction=_name(direction),
         samples=probe.samples,
         outputs=before.shape[1] if outputs is None else 1,
@@ -227,11 +232,10 @@ def _direction(
 
 
 def _top(probe: _Probe, pull: Tensor, noise: Tensor) -> Tensor:
-    def scalar(raw: Any, y: Any) -> Tensor:
-        return (logits(raw, probe.output, probe.samples) * pull).sum()
-
-    hessian = LossHessian(probe.model, scalar, probe.x, None, params=list(probe.weights), dtype=probe.dtype)
-    noise = noise.to(hessian.device)
+    hessian = OutputHessian(
+        probe.model, probe.x, pull, output=probe.output, params=list(probe.weights), dtype=probe.dtype
+    )
+    noise = noise.to(hessian.device, hessian.dtype)
     rounding = 10 * torch.finfo(hessian.dtype).eps
     pair = top_pair(
         hessian.product, noise, noise, tolerance=1e-2, max_products=200, which="magnitude", rounding=rounding

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wideangle.curvature._chunks import as_batch
 from wideangle.curvature._norm import SpectralNorm, spectral_norm
 from wideangle.curvature._operator import refuse_random
 from wideangle.curvature._trace import kinks
 from wideangle.curvature.hessian import OutputHessian
-from wideangle.errors import InputError, NumericsError
+from wideangle.errors import InputError
 from wideangle.kernel._model import Batch, OutputPick, batch_size, check_model, take
 from wideangle.progress import track
 from wideangle.result import Provenance, Result
@@ -113,6 +113,7 @@ def hessian_norm(
         raise InputError(f"points={points}; a ball needs at least one point beside its centre")
     refuse_random(model)
     check_model(model)
+    x = as_batch(x, next(model.parameters()).dtype)
     if not allow_kinks:
         _refuse_kinks(model, x)
     options = {"output": output, "params": params, "dtype": dtype}
@@ -133,13 +134,14 @@ def hessian_norm(
         if radius > 0:
             noise = generator(seed, "hessian norm", i, k)
             for step in _steps(gradient, norms[0], points, noise):
-                moved = _moved(model, here, radius * step)
-                norms.append(spectral_norm(OutputHessian(moved, one, wanted[k], **options), **settings))
+                there = OutputHessian(model, one, wanted[k], **options)
+                there.move(radius * step)
+                norms.append(spectral_norm(there, **settings))
         slopes[i, k], center[i, k] = float(gradient.norm()), norms[0].value
         values[i, k] = max(norm.value for norm in norms)
         found += norms
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(slopes > 0, values / slopes**2, np.inf)
+        ratio = np.where(values > 0, values / slopes**2, 0.0)
     return HessianNorm(
         value=float(values.max()),
         ratio=float(ratio.max()),
@@ -187,14 +189,3 @@ def _steps(gradient: Tensor, norm: SpectralNorm, points: int, noise: torch.Gener
         if vector is None or float(vector.norm()) == 0:
             vector = torch.randn(len(gradient), generator=noise, dtype=torch.float64).to(gradient)
         yield vector / vector.norm()
-
-
-def _moved(model: nn.Module, operator: OutputHessian, step: Tensor) -> nn.Module:
-    """Return a copy of the model with its weights moved by a flat step."""
-    moved = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, piece in operator.unflatten(step).items():
-            moved.get_parameter(name).add_(piece.to(moved.get_parameter(name)))
-    if not all(bool(torch.isfinite(p).all()) for p in moved.parameters()):
-        raise NumericsError("the weights are not finite on the ball; use a smaller radius")
-    return moved

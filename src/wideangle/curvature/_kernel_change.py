@@ -58,7 +58,8 @@ def kernel_change(
     Args:
         model: the model at w_0, in eval mode; left as it is.
         x: n inputs, as for `tangent_kernel`.
-        trajectory: modules or state dicts of the same model, in order; the model's own w_0 may be among them.
+        trajectory: modules or state dicts of the same model, in order, taken one by one: a generator may yield
+            the same module as it trains.
         norm: "fro" (Frobenius) or "spectral" (largest singular value).
         output: which part of a tuple, dict or ModelOutput holds the logits.
         params: parameters to differentiate by; all that require a gradient where left out.
@@ -85,13 +86,13 @@ def kernel_change(
     first = _matrix(model, x, options)
     size = float(torch.linalg.matrix_norm(first, ord=order))
     absolute, distances = [], []
-    for state in track(list(trajectory), "kernels"):
+    for state in track(trajectory, "kernels"):
         other = _at(model, state)
         absolute.append(float(torch.linalg.matrix_norm(_matrix(other, x, options) - first, ord=order)))
         distances.append(_distance(model, other, chosen))
     if not absolute:
         raise InputError("the trajectory is empty; give at least one state dict or module")
-    changes = [value / size if size else math.inf for value in absolute]
+    changes = [value / size if size else math.inf if value else 0.0 for value in absolute]
     return KernelChange(
         largest=max(changes),
         start=size,
@@ -109,7 +110,12 @@ def _matrix(model: nn.Module, x: Any, options: dict[str, Any]) -> Tensor:
 
 
 def _at(model: nn.Module, state: nn.Module | Mapping[str, Tensor]) -> nn.Module:
-    other = copy.deepcopy(model)
+    try:
+        other = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise InputError(
+            f"the {type(model).__name__} cannot be copied ({error}); remove old-style weight_norm"
+        ) from error
     try:
         other.load_state_dict(state.state_dict() if isinstance(state, nn.Module) else state)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -157,7 +163,7 @@ def kernel_change_bound(
     sup = np.asarray(hessian_sup, dtype=np.float64).reshape(-1)
     if slopes.shape != sup.shape:
         raise InputError(f"{len(slopes)} gradient norms and {len(sup)} Hessian norms; give one each a row")
-    if radius < 0 or (slopes < 0).any() or (sup < 0).any():
-        raise InputError("gradient norms, Hessian norms and radius must not be negative")
+    if not (radius >= 0 and (slopes >= 0).all() and (sup >= 0).all()):
+        raise InputError("gradient norms, Hessian norms and radius must be numbers, none of them negative")
     cross = radius * np.outer(sup, slopes)
     return cross + cross.T + radius**2 * np.outer(sup, sup)

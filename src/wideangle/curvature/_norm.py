@@ -105,7 +105,7 @@ def spectral_norm(
     stops when |H v - signed v| <= tolerance value and the steps reach `lanczos_steps`. Power iteration on H
     does not converge where the two ends are of similar size, and says nothing about what it missed.
 
-    Cost: usually 20 to 35 products and as many vectors of p float64 numbers; with confidence=0 as many as the
+    Cost: usually 20 to 35 products and as many vectors of p numbers; with confidence=0 as many as the
     residual takes (8 to 15).
 
     Args:
@@ -115,7 +115,7 @@ def spectral_norm(
         confidence: probability with which nothing above (1 + slack) value is missed; 0 asks for none.
         slack: see confidence.
         max_products: products allowed.
-        strict: raise where the tolerance is not reached; else the result says `converged=False`.
+        strict: raise where tolerance or confidence is not reached; else the result says how far it came.
         seed: of the random start.
 
     Returns:
@@ -123,7 +123,8 @@ def spectral_norm(
 
     Raises:
         InputError: confidence outside [0, 1), slack, tolerance not positive.
-        ConvergenceError: `strict`, and the residual stayed above the tolerance.
+        ConvergenceError: `strict`, and the residual stayed above the tolerance, or the products were too few
+            for the confidence.
         NumericsError: a product was not finite.
 
     Example:
@@ -137,7 +138,7 @@ def spectral_norm(
     """
     if not 0 <= confidence < 1:
         raise InputError(f"confidence must be in [0, 1), got {confidence}; certainty is not to be had")
-    for name, number in (("slack", slack), ("tolerance", tolerance)):
+    for name, number in (("slack", slack), ("tolerance", tolerance), ("max_products", max_products)):
         if not (math.isfinite(number) and number > 0):
             raise InputError(f"{name} must be positive, got {number}")
     size = operator.size
@@ -154,17 +155,24 @@ def spectral_norm(
         rounding=10 * torch.finfo(operator.dtype).eps,
         least=max(steps, 8),
     )
+    unrestarted = min(pair.products, max(24, steps))
+    probability = 1.0 if pair.exhausted else _probability(size, slack, unrestarted)
+    if strict and probability < confidence:
+        raise ConvergenceError(
+            f"after {pair.products} products the probability that nothing above {1 + slack:g} times "
+            f"{abs(pair.value):.4g} was missed is {probability:.3g}, below "
+            f"confidence {confidence:g}; raise max_products or slack"
+        )
     if strict and not pair.converged:
         raise ConvergenceError(
             f"after {pair.products} products the norm is {abs(pair.value):.6g} with residual "
             f"{pair.residual:.2g}, above tolerance {tolerance:g} of it; raise max_products or tolerance"
         )
-    unrestarted = min(pair.products, max(24, steps))
     return SpectralNorm(
         value=abs(pair.value),
         signed=pair.value,
         residual=pair.residual,
-        probability=1.0 if pair.exhausted else _probability(size, slack, unrestarted),
+        probability=probability,
         slack=slack,
         products=pair.products,
         converged=pair.converged,

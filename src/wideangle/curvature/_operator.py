@@ -10,10 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wideangle.curvature._chunks import Part, chunk_size, parts
+from wideangle.curvature._chunks import LEAST, Part, as_batch, chunk_size, ends, parts
+from wideangle.curvature._trace import first_tensor
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._group import Ranks
-from wideangle.kernel._model import Batch, OutputPick, call, plain_attention, select_parameters
+from wideangle.kernel._model import (
+    Batch,
+    OutputPick,
+    batch_size,
+    call,
+    explained,
+    plain_attention,
+    select_parameters,
+)
 from wideangle.kernel._push import pick_tensor
 from wideangle.kernel.cost import memory_limit
 from wideangle.targets import loss_function, prepare_targets
@@ -27,7 +36,7 @@ Product = Callable[[Tensor], Tensor]
 class CurvatureOperator(ABC):
     """A symmetric p x p matrix of second derivatives, as an operator: a sum over samples, never formed.
 
-    The weights are copied when the operator is made; later changes of the model do not reach it. Where all
+    Weights and buffers are copied when the operator is made; later changes of them do not reach it. Where all
     samples are taken in one pass, the graph is kept between products; otherwise each product is one pass
     over the data, chunk by chunk, and memory is that of a chunk. With `group`, every process calls this
     with the same model and data and works on its own samples; every process gets every result.
@@ -50,22 +59,29 @@ class CurvatureOperator(ABC):
     ):
         refuse_random(model)
         self._model, self._output, self._dtype = model, output, dtype
-        self._loss_fn = loss_fn
+        self._loss_fn, self._sums = loss_fn, reduction == "sum"
         self._ranks = Ranks.of(group)
         chosen = select_parameters(model, params)
-        self.weights = {name: self._cast(model.get_parameter(name).detach().clone()) for name in chosen}
-        self._fixed = {
-            name: self._cast(tensor.detach())
-            for name, tensor in model.named_parameters()
-            if name not in self.weights
-        }
+        with torch.inference_mode(False):
+            every = {name: self._cast(p.detach().clone()) for name, p in model.named_parameters()}
+            self._buffers = {name: self._cast(b.detach().clone()) for name, b in model.named_buffers()}
+        self.weights = {name: every.pop(name) for name in chosen}
+        self._fixed = every
         self._kept: Product | None = None
+        x = as_batch(x, self.dtype)
         self._parts = parts(model, x, y, chunk, reduction, self._ranks)
-        if chunk is None:
+        self._refuse_changing()
+        if chunk is None and batch_size(self._parts[0].x) > LEAST and self._ranks.least(self._splits()):
             limit = memory_limit(max_memory, self.device)
-            size = chunk_size(model, self._parts[0], self._probe, limit, self._cut)
+            size = chunk_size(model, self._parts[0], self._probe, limit)
             if size is not None:
                 self._parts = parts(model, x, y, size, reduction, self._ranks)
+        elif (self.chunks > 1 or self._ranks.size > 1) and not self._ranks.least(self._splits()):
+            raise InputError(
+                f"the loss of some samples is no {reduction} over samples (weighted classes, ignored targets, or "
+                "targets that loss_fn holds itself), so it cannot be taken in parts; leave chunk and group out, or "
+                f"give a loss that is a {reduction} and takes its targets as y"
+            )
 
     @property
     def size(self) -> int:
@@ -92,6 +108,7 @@ class CurvatureOperator(ABC):
         """Passes a product takes on this process; 1 where the graph is kept."""
         return len(self._parts)
 
+    @torch.inference_mode(False)
     def product(self, vector: Tensor) -> Tensor:
         """Return the matrix times a flat vector of p numbers, in the type and on the device of `vector`.
 
@@ -126,6 +143,17 @@ class CurvatureOperator(ABC):
 
         return LinearOperator(self.shape, matvec=product, rmatvec=product, matmat=product, dtype=np.float64)  # type: ignore[call-arg]
 
+    def move(self, step: Tensor) -> None:
+        """Move the weights by a flat step of p numbers; the model is left alone."""
+        pieces = self.unflatten(step.detach().to(self.device, self.dtype))
+        self.weights = {name: weight + pieces[name] for name, weight in self.weights.items()}
+        self._forget()
+        if not all(bool(torch.isfinite(weight).all()) for weight in self.weights.values()):
+            raise NumericsError("the weights moved are not finite; use a smaller step")
+
+    def _forget(self) -> None:
+        self._kept = None
+
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Return the pieces of a flat vector, shaped and named as the parameters."""
         pieces = vector.split([tensor.numel() for tensor in self.weights.values()])
@@ -143,8 +171,41 @@ class CurvatureOperator(ABC):
         """Do what takes the memory that a part needs."""
         self._prepared(part)
 
-    def _cut(self, part: Part, rows: slice) -> Part:
-        return part.rows(rows)
+    def _splits(self) -> bool:
+        """Tell whether the loss of some samples is the mean (or sum) of the losses of its parts."""
+        if isinstance(self._loss_fn, str):
+            return True
+        try:
+            three = ends(self._parts)
+            if three is None:
+                return False
+            with torch.no_grad():
+                low, high, both = (float(self._value(part)) for part in three)
+        except Exception:  # a loss that wants all samples at once, or has no value on these
+            return False
+        sizes = [batch_size(part.x) for part in three]
+        whole = low + high if self._sums else (sizes[0] * low + sizes[1] * high) / sizes[2]
+        return abs(both - whole) <= 1e3 * torch.finfo(self.dtype).eps * (abs(low) + abs(high))
+
+    def _value(self, part: Part) -> Tensor:
+        return self._loss_fn(self._picked(self._raw(self.weights, part.x)), self._targets(part.y))  # type: ignore[operator]
+
+    def _refuse_changing(self) -> None:
+        """Refuse a model in train mode whose outputs differ from call to call; the random state is left as it was."""
+        if not self._model.training:
+            return
+        few = self._parts[0].rows(slice(0, 4)).x
+        with torch.no_grad(), torch.random.fork_rng():
+            first, second = (first_tensor(self._raw(self.weights, few)) for _ in range(2))
+        if (
+            first is not None
+            and second is not None
+            and not torch.equal(first.nan_to_num(), second.nan_to_num())
+        ):
+            raise InputError(
+                f"the {type(self._model).__name__} in train mode returns other outputs at each call (dropout, or "
+                "random numbers of its own), so it is another function each time; call model.eval() first"
+            )
 
     def _summed(self, terms: Iterable[Tensor]) -> Tensor:
         total = torch.zeros(self.size, dtype=self.dtype, device=self.device)
@@ -165,9 +226,12 @@ class CurvatureOperator(ABC):
 
     def _raw(self, leaves: dict[str, Tensor], x: Batch) -> Any:
         """Return what the model returns at the given weights."""
-        buffers = {name: self._cast(b).clone() for name, b in self._model.named_buffers()}
-        with plain_attention():
+        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        with plain_attention(), explained(x):
             return call(self._model, {**buffers, **self._fixed, **leaves}, self._moved(x))
+
+    def _targets(self, y: Any) -> Any:
+        return self._cast(y.to(self.device)) if isinstance(y, Tensor) else y
 
     def _picked(self, raw: Any) -> Any:
         """Return the part of the model's output that the loss sees."""
@@ -182,7 +246,7 @@ class CurvatureOperator(ABC):
             targets = prepare_targets(torch.as_tensor(y).to(self.device), width, self._loss_fn, outputs.dtype)
             loss = loss_function(self._loss_fn)(outputs, targets)
         else:
-            loss = self._loss_fn(outputs, self._cast(y.to(self.device)) if isinstance(y, Tensor) else y)
+            loss = self._loss_fn(outputs, self._targets(y))
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise InputError(
                 f"loss_fn must return one number, got {getattr(loss, 'shape', type(loss).__name__)}"

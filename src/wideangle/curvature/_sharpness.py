@@ -66,7 +66,7 @@ def sharpness(
     sharpness along a run takes about 8 to 12 products a call.
 
     Cost: one forward pass and 10 to 40 times two backward passes; memory of the graph plus 24 vectors
-    of p float64 numbers.
+    of p numbers.
 
     Args:
         model: any module, taken in the mode it is in (see `LossHessian`).
@@ -100,6 +100,8 @@ def sharpness(
     """
     if which not in ("largest", "magnitude"):
         raise InputError(f"unknown which={which!r}; choose largest or magnitude")
+    if not (tolerance > 0 and max_products >= 1):
+        raise InputError(f"tolerance={tolerance} must be positive and max_products={max_products} at least 1")
     operator = LossHessian(model, loss_fn, x, y, **options)
     noise = torch.randn(operator.size, generator=generator(seed, "sharpness"), dtype=torch.float64)
     pair = top_pair(

@@ -23,8 +23,8 @@ class LossHessian(CurvatureOperator):
         H v = d/dt grad L(w + t v) at t = 0,   L(w) = loss_fn(model(x; w), y)
 
     Products come from double backward: exact, also for indefinite H; for ReLU the Hessian exists almost
-    everywhere and lacks what the kinks add. The weights are copied when the operator is made; later
-    changes of the model do not reach it. A model in train mode is taken so: BatchNorm uses the statistics
+    everywhere and lacks what the kinks add. Weights and buffers are copied when the operator is made; later
+    changes of them do not reach it. A model in train mode is taken so: BatchNorm uses the statistics
     of the batch and is differentiated through them, its running statistics are left alone.
 
     Cost: one forward and one backward pass once, then about two backward passes a product; the graph
@@ -34,19 +34,22 @@ class LossHessian(CurvatureOperator):
     Args:
         model: any module.
         loss_fn: "mse", "cross-entropy" (`wideangle.targets`), or a function (output, y) -> scalar.
-        x: n inputs, a tensor or a dict of tensors, or (with y=None) a loader of (x, y) pairs.
-        y: n targets; for a loss given by name, as `prepare_targets` takes them. May be None for a
-            function that ignores it.
+        x: n inputs, a tensor or a dict of tensors, or (with y=None) a loader of (x, y) pairs, whose batches
+            are kept.
+        y: n targets; for a loss given by name, as `prepare_targets` takes them. With None a function gets
+            None, and all samples in one pass unless `chunk` is given.
         params: which parameters: None for all that require a gradient, or names, or a predicate.
         output: which part of a tuple, dict or ModelOutput is the output.
-        chunk: samples a pass; None takes as many as fit `max_memory`.
+        chunk: samples a pass; None takes as many as fit `max_memory`, and all at once where the loss of a
+            part is no part of the loss (weighted classes, ignored targets).
         reduction: "mean" where loss_fn averages over samples, "sum" where it sums: how chunks add up.
         dtype: compute in this type; None keeps the model's.
         max_memory: bytes for the graph; a quarter of the free memory where left out.
         group: a `torch.distributed` process group, such as `torch.distributed.group.WORLD`.
 
     Raises:
-        InputError: dropout in train mode, chunks of a model whose samples are coupled, y that does not fit.
+        InputError: dropout in train mode, chunks of a model whose samples are coupled or of a loss that is no
+            mean (or sum) over samples, y that does not fit.
         RankError: another process stopped answering.
 
     Example:
@@ -85,17 +88,19 @@ class LossHessian(CurvatureOperator):
             loss = part.weight * self._loss_of(self._picked(self._raw(leaves, part.x)), part.y)
             points = list(leaves.values())
             slopes = torch.autograd.grad(loss, points, create_graph=True, allow_unused=True)
+        if self.chunks == 1 and part is self._parts[0]:
+            self._graph = (loss, points, slopes)
         return loss, points, slopes
 
     def _prepared(self, part: Part) -> Product:
-        graph = self._slopes(part)
-        if self.chunks == 1:
-            self._graph = graph
-        _, leaves, slopes = graph
+        _, leaves, slopes = self._slopes(part)
         return lambda direction: _second(slopes, leaves, direction)
 
     def _probe(self, part: Part) -> None:
         self._slopes(part)
+
+    def _forget(self) -> None:
+        self._kept, self._graph = None, None
 
 
 class OutputHessian(LossHessian):

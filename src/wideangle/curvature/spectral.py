@@ -121,7 +121,7 @@ def spectral_density(
     theta_j are the Ritz values of `steps` Lanczos steps from a random v, tau_j the first components of their
     vectors in the basis. Lanczos is reorthogonalised fully, so no Ritz value is a ghost.
 
-    Cost: steps * vectors products, and `steps` vectors of p float64 numbers.
+    Cost: steps * vectors products, and `steps` vectors of p numbers.
 
     Args:
         operator: a `LossHessian`, `OutputHessian`, `GaussNewton`, or anything with size, device, dtype and
