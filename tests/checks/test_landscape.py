@@ -14,6 +14,7 @@ from wideangle.checks._course import main_course
 from wideangle.checks._descent import Trial, descend
 from wideangle.checks._study import open_study
 from wideangle.checks.landscape import _more, pl_ratios, run
+from wideangle.errors import InputError
 from wideangle.kernel import tangent_kernel
 from wideangle.seeds import generator
 
@@ -74,7 +75,8 @@ def test_least_squares_aims_with_two_and_says_so():
     study = study_of(model, x, y)
     expected = 2 / (2 * study.constants.sample_smoothness)
     assert section.values["SGD step theta / (2 beta), single samples"] == pytest.approx(expected, rel=1e-6)
-    assert "SGD needs no more steps than descent" in section.summary
+    ratio = study.constants.sample_smoothness / study.constants.smoothness
+    assert f"single samples need about {ratio:.2g} times the steps" in section.summary
     assert "stayed regular" in section.summary
     steps = [row[0] for row in section.tables[0].cells]
     assert steps == sorted(steps)
@@ -88,9 +90,40 @@ def test_fewer_parameters_than_equations():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.Tanh(), nn.Linear(2, 10))
     section = run(study_of(model, x, y))
     assert "singular to rounding on 40 samples" in section.summary
+    assert section.summary.startswith("not to a loss of")
+    assert 0 < section.values["share of the residual out of the kernel's reach"] < 1
     assert section.values["smallest kernel eigenvalue at the start (40 samples)"] == 0
     assert section.values["smallest aiming ratio"] is None
     assert any("no solution is near" in note for note in section.notes)
+
+
+def test_equal_inputs_with_different_targets_are_never_fitted():
+    model, x, y = linear(8)
+    x, y = torch.cat([x, x]), torch.cat([y, y + 1.0])
+    study = study_of(model, x, y)
+    section = run(study)
+    residual = (study.evaluate(main_course(study).trial.model) - y).detach()
+    lost = (residual[:8] - residual[8:]).square().sum() / 2  # the part no model can remove
+    share = section.values["share of the residual out of the kernel's reach"]
+    assert share == pytest.approx(float(lost / residual.square().sum()), rel=1e-9)
+    assert section.summary.startswith("not to a loss of")
+
+
+def test_a_falling_pace_is_no_promise():
+    """Two eigenvalues far apart: at the end of the run the fast one is done, and the slow one sets the pace."""
+    x = torch.diag(torch.tensor([1.0, 0.05], dtype=torch.float64))
+    model = nn.Linear(2, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    section = run(study_of(model, x, torch.ones(2, 1), steps=60))
+    assert section.summary.startswith("on its way, more slowly")
+    assert "at least" in section.summary
+
+
+def test_a_solved_problem_is_refused():
+    model, x, _ = linear()
+    nn.init.zeros_(model.weight)
+    with pytest.raises(InputError, match="nothing to check up"):
+        checks.checkup(model, x, torch.zeros(12, 1))
 
 
 def test_cross_entropy_has_no_point_to_aim_at_and_batch_norm_is_explained():

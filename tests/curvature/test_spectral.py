@@ -85,16 +85,16 @@ def test_the_probability_is_that_of_the_steps_and_one_where_nothing_is_left():
 def test_the_norm_is_missed_no_more_often_than_said():
     """A lone eigenvalue far out, found late: in 200 starts the bound holds at least as often as promised."""
     values = torch.cat([torch.linspace(-1, 1, 999), torch.tensor([1.2])])
-    steps = lanczos_steps(1000, 0.1, 0.5)
-    missed = 0
-    for seed in range(200):
-        operator = Diagonal(values, turned=False)
-        found = spectral_norm(
-            operator, confidence=0.5, tolerance=0.2, max_products=steps, strict=False, seed=seed
-        )
-        assert found.products <= steps
-        missed += 1.1 * found.value < 1.2
-    assert missed <= 100
+
+    def missed(steps: int) -> int:
+        count = 0
+        for seed in range(200):
+            options = {"confidence": 0.0, "tolerance": 1e-9, "max_products": steps, "strict": False}
+            count += 1.1 * spectral_norm(Diagonal(values, turned=False), seed=seed, **options).value < 1.2
+        return count
+
+    assert missed(4) > 100  # so few steps do miss it
+    assert missed(lanczos_steps(1000, 0.1, 0.5)) <= 100
 
 
 def test_what_the_norm_refuses():
@@ -152,7 +152,7 @@ def test_the_trace_and_its_error():
         found = trace(Diagonal(values), 60, seed=seed)
         assert found.products == 60
         errors.append((found.value - float(values.sum())) / found.error)
-    assert abs(np.mean(errors)) < 1.0
+    assert abs(np.mean(errors)) < 0.6
     assert 0.5 < np.std(errors) < 1.6
     plain = math.sqrt(2 * float((values**2).sum()) / 60)  # Hutchinson's error with as many products
     assert found.error < plain
@@ -170,7 +170,7 @@ def test_the_density_has_the_moments_and_masses_of_the_spectrum():
     assert found.weights.sum() == pytest.approx(1, abs=1e-12)
     for power in (1, 2, 3):
         expected = float((values**power).mean())
-        assert found.weights @ found.nodes**power == pytest.approx(expected, abs=0.06 * 4**power)
+        assert found.weights @ found.nodes**power == pytest.approx(expected, abs=0.015 * 4**power)
     assert found.mass(3, 5) == pytest.approx(0.1, abs=0.03)
     assert found.mass(high=0) == pytest.approx(0.45, abs=0.05)
     assert (found.lowest, found.highest) == (pytest.approx(-1, abs=0.01), pytest.approx(4, abs=1e-6))

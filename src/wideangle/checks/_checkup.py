@@ -96,6 +96,7 @@ def checkup(
     study = open_study(
         model, x, y, loss=loss, output=output, steps=steps, seed=seed, device=where, name=label, data=data
     )
+    _refuse_solved(study)
     sections: list[Section] = []
     complete = True
     for check in checks:
@@ -123,6 +124,16 @@ def checkup(
         complete=complete,
         provenance=provenance,
     )
+
+
+def _refuse_solved(study: Study) -> None:
+    """Refuse a model whose loss is already 0: there is nothing to train, and every ratio below is 0 / 0."""
+    loss = float(study.loss_of(study.start))
+    if loss == 0:
+        raise InputError(
+            f"the {study.loss} loss of the model on this data is 0 before any training: there is nothing to check up; "
+            "look at y, or give the model before training"
+        )
 
 
 def _device(model: Any) -> torch.device | str:

@@ -104,11 +104,14 @@ class Study:
         """The residual at the start, see `residual_of`."""
         return self.residual_of(self.start)
 
-    def residual_of(self, z: Tensor) -> Tensor:
-        """Return what is to be removed: f - y for mse, softmax(f) - y for cross-entropy; (n, C), float64."""
+    def residual_of(self, z: Tensor, rows: int | None = None) -> Tensor:
+        """Return what is to be removed: f - y for mse, softmax(f) - y for cross-entropy; (n, C), float64.
+
+        With `rows`, z and the result are of the first samples only.
+        """
+        target = self.targets[:rows]
         if self.loss == "mse":
-            return z.double() - self.targets.double()
-        target = self.targets
+            return z.double() - target.double()
         if target.dim() == 1:
             target = nn.functional.one_hot(target, z.shape[1])
         return torch.softmax(z.double(), 1) - target.double()

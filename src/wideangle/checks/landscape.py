@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,6 @@ from wideangle.checks._study import Study
 from wideangle.curvature.landscape import aiming, sgd_step
 from wideangle.document import Figure, Section, Series, Table
 from wideangle.errors import WideangleError
-from wideangle.kernel import ConditionInterval, condition_interval
 from wideangle.kernel._factors import factors
 from wideangle.kernel._model import Batch, take
 from wideangle.losses import hessian_factor
@@ -24,7 +22,6 @@ from wideangle.losses import hessian_factor
 __all__ = ["run"]
 
 _EQUATIONS = 640
-_SECONDS = 9.0  # for the kernels
 _FLOOR = 1e-6  # of the starting loss: below it a ratio of roundings is left
 _GOAL = 0.01  # of the reference loss
 _FAR = 50  # lengths of the trial run
@@ -35,13 +32,21 @@ _SOLVED = 1e-4  # of the loss: what counts as a solution to aim at
 
 
 @dataclass(frozen=True)
+class _Kernel:
+    """The kernel of the first samples: its smallest eigenvalue, and how much of the residual it cannot reach."""
+
+    smallest: float  # 0 where it is below the resolution
+    unreached: float  # share of the residual's energy in the null space
+
+
+@dataclass(frozen=True)
 class _State:
     """What is measured at one of the states that were kept."""
 
     step: int
     loss: float
     ratio: float | None
-    kernel: ConditionInterval | None
+    kernel: _Kernel | None
     theta: float | None
     distance: float
 
@@ -68,9 +73,10 @@ def run(study: Study) -> Section:
             "PL ratio at the start": known[0],
             "smallest PL ratio on the way": min(known),
             "PL ratio at the end": known[-1],
-            "steps still to go at that pace": more,
+            "steps still to go, at least": more,
             f"smallest kernel eigenvalue at the start ({rows} samples)": _smallest(states[0]),
             "smallest kernel eigenvalue at the end": _smallest(states[-1]),
+            "share of the residual out of the kernel's reach": _unreached(states),
             "smallest aiming ratio": lowest,
             "largest aiming ratio": max(thetas, default=None),
             "SGD step theta / (2 beta), single samples": step,
@@ -92,11 +98,16 @@ def pl_ratios(trial: Trial) -> list[float | None]:
 
 def _more(study: Study, course: Course, ratio: float) -> float:
     """Return the steps from the end to 1 % of the reference loss at the last pace, dL/dt = -2 ratio L."""
-    left = course.trial.losses[-1] / (_GOAL * study.reference)
+    left = course.trial.losses[-1] / _goal(study)
     if left <= 1:
         return 0.0
     pace = 2 * course.trial.steps[-1] * ratio
     return math.log(left) / pace if pace > 0 and math.isfinite(left) else math.inf
+
+
+def _goal(study: Study) -> float:
+    """Return 1 % of the reference loss, or of the loss at the start where a constant guess leaves none."""
+    return _GOAL * (study.reference or float(study.loss_of(study.start)))
 
 
 def _at(study: Study, weights: dict[str, torch.Tensor]) -> nn.Module:
@@ -106,7 +117,7 @@ def _at(study: Study, weights: dict[str, torch.Tensor]) -> nn.Module:
 
 
 def _aim(
-    study: Study, weights: dict[str, torch.Tensor], rows: int, kernel: ConditionInterval | None
+    study: Study, weights: dict[str, torch.Tensor], rows: int, kernel: _Kernel | None
 ) -> tuple[float | None, str]:
     """Return the aiming ratio of the loss of the first samples towards the nearest solution, or why there is none."""
     if study.loss != "mse":
@@ -114,7 +125,7 @@ def _aim(
             "The aiming ratio is not measured: the solutions of cross-entropy lie at infinity, so there is no "
             "point to aim at. Train with loss mse to see it."
         )
-    if kernel is not None and not kernel.resolved:
+    if kernel is not None and kernel.smallest == 0:
         return None, (
             f"The aiming ratio is not measured: the kernel of {rows} samples is singular to rounding, so no solution "
             "is near to first order."
@@ -128,31 +139,22 @@ def _aim(
 
 
 def _states(study: Study, trial: Trial, ratios: list[float | None], rows: int) -> tuple[list[_State], str]:
-    """Return the states measured, both ends first, others while there is time; and why no aiming ratio."""
+    """Return the states kept, with kernel and aim at the first, a middle one and the last; and why there is no aim."""
     steps = list(trial.states)
+    looked = {0, len(steps) // 2, len(steps) - 1}
     start = trial.states[steps[0]]
-    order = sorted(range(len(steps)), key=lambda k: (k not in (0, len(steps) - 1), k))
-    found: dict[int, _State] = {}
-    reason = ""
-    begun = time.perf_counter()
-    for count, k in enumerate(order):
-        spent = time.perf_counter() - begun
-        if count > 1 and spent * (count + 1) / count > _SECONDS:
-            break
-        step = steps[k]
+    states, reason = [], ""
+    for k, step in enumerate(steps):
         weights = trial.states[step]
-        kernel = _kernel(study, weights, rows)
-        theta, why = _aim(study, weights, rows, kernel)
-        reason = why or reason
-        found[k] = _State(
-            step,
-            trial.losses[step],
-            ratios[step] if step < len(ratios) else None,
-            kernel,
-            theta,
-            _distance(study, weights, start),
-        )
-    return [found[k] for k in sorted(found)], reason
+        kernel, theta = None, None
+        if k in looked:
+            kernel = _kernel(study, weights, rows)
+            theta, why = _aim(study, weights, rows, kernel)
+            reason = why or reason
+        ratio = ratios[step] if step < len(ratios) else None
+        distance = _distance(study, weights, start)
+        states.append(_State(step, trial.losses[step], ratio, kernel, theta, distance))
+    return states, reason
 
 
 def _distance(study: Study, one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -160,14 +162,23 @@ def _distance(study: Study, one: dict[str, torch.Tensor], other: dict[str, torch
     return math.sqrt(sum(float((one[n] - other[n]).double().square().sum()) for n in names))
 
 
-def _kernel(study: Study, weights: dict[str, torch.Tensor], rows: int) -> ConditionInterval | None:
-    """Return the range of the kernel of the first samples, in float64: float32 does not resolve its lower end."""
+def _kernel(study: Study, weights: dict[str, torch.Tensor], rows: int) -> _Kernel | None:
+    """Return the lower end of the kernel of the first samples, in float64: float32 does not resolve it."""
     try:
         model = _at(study, weights).double()
-        cache = factors(model, _doubled(take(study.x, slice(0, rows))), output=study.output)
-        return condition_interval(cache)
+        x = _doubled(take(study.x, slice(0, rows)))
+        cache = factors(model, x, output=study.output)
+        size = rows * study.outputs
+        values, vectors = torch.linalg.eigh(cache.gram().reshape(size, size))
+        with torch.no_grad():
+            z = study.evaluate(model, x)
     except WideangleError:
         return None
+    residual = study.residual_of(z, rows).reshape(-1)
+    lost = values <= size * torch.finfo(torch.float64).eps * float(values[-1])
+    energy = float(residual.square().sum())
+    missed = float((vectors[:, lost].T @ residual).square().sum())
+    return _Kernel(0.0 if bool(lost.any()) else float(values[0]), missed / energy if energy else 0.0)
 
 
 def _doubled(x: Batch) -> Batch:
@@ -178,7 +189,7 @@ def _doubled(x: Batch) -> Batch:
 
 def _smallest(state: _State) -> float | None:
     """Return the lower end of the smallest eigenvalue: 0 where it is below what float64 resolves."""
-    return None if state.kernel is None else state.kernel.smallest_low
+    return None if state.kernel is None else state.kernel.smallest
 
 
 def _sentence(
@@ -191,23 +202,45 @@ def _sentence(
     thetas: list[float],
 ) -> str:
     trial = course.trial
-    goal = f"{_GOAL * study.reference:.2g}"
+    goal = f"{_goal(study):.2g}"
     if trial.diverged or trial.losses[-1] >= trial.losses[0]:
         return f"not at this step: the trial run ended at {trial.losses[-1]:.3g} from {trial.losses[0]:.3g}; lower it"
+    fall = ratios[0] / ratios[-1] if ratios[-1] > 0 else math.inf
+    unreached = _unreached(states)
     if more == 0:
         start = f"yes: the loss is below {goal}, 1 % of the constant guess, after {len(trial.steps)} steps"
-    elif more <= _FAR * course.length:
-        start = f"yes: at the pace of its last step, {_count(more)} more steps to a loss of {goal}"
+    elif unreached * trial.losses[-1] > _goal(study):
+        start = (
+            f"not to a loss of {goal}: {unreached:.0%} of the residual of {rows} samples lies where the kernel does "
+            "not reach (too few parameters, or equal inputs with different targets)"
+        )
+    elif fall <= _SLOWER and more <= _FAR * course.length:
+        start = f"yes: its pace holds, and about {_count(more)} more steps lead to a loss of {goal}"
+    elif fall <= _SLOWER:
+        start = f"slowly at best: at its pace, about {_count(more)} more steps to a loss of {goal}"
     else:
-        start = f"slowly at best: at the pace of its last step, {_count(more)} more steps to a loss of {goal}"
-    fall = ratios[0] / ratios[-1] if ratios[-1] > 0 else math.inf
-    if more > 0 and fall > _SLOWER:
-        start += f", and the pace has fallen {fall:.3g}-fold (PL ratio {ratios[0]:.3g} to {ratios[-1]:.3g})"
-    return "; ".join([start, *_kernel_words(states, rows), *_aiming_words(thetas)])
+        start = (
+            f"on its way, more slowly all the time: a loss of {goal} takes at least {_count(more)} more steps, as "
+            f"the pace has fallen {fall:.3g}-fold (PL ratio {ratios[0]:.3g} to {ratios[-1]:.3g})"
+            f"{_planned(study)}"
+        )
+    return "; ".join([start, *_kernel_words(states, rows), *_aiming_words(study, thetas)])
+
+
+def _unreached(states: list[_State]) -> float:
+    kernel = states[-1].kernel
+    return 0.0 if kernel is None else kernel.unreached
+
+
+def _planned(study: Study) -> str:
+    """Return where the plan stops, if the section on the labels ran."""
+    stop = study.decisions.get("stop")
+    return "" if stop is None or stop.value is None else f"; the plan stops after {stop.value:,} steps"
 
 
 def _count(steps: float) -> str:
-    return "no number of" if math.isinf(steps) else f"about {float(f'{steps:.2g}'):,.0f}"
+    """Return a number of steps in words, to two digits."""
+    return "endlessly many" if math.isinf(steps) else f"{float(f'{steps:.2g}'):,.0f}"
 
 
 def _kernel_words(states: list[_State], rows: int) -> list[str]:
@@ -226,20 +259,22 @@ def _kernel_words(states: list[_State], rows: int) -> list[str]:
     ]
 
 
-def _aiming_words(thetas: list[float]) -> list[str]:
+def _aiming_words(study: Study, thetas: list[float]) -> list[str]:
     if not thetas:
         return []
     low, high = min(thetas), max(thetas)
-    span = f"aiming ratio {low:.2f} to {high:.2f}"
+    span = f"aiming ratio {low:.2f} to {high:.2f}, 2 for least squares"
     if low <= 0:
         return [
             f"at {sum(t <= 0 for t in thetas)} of {len(thetas)} states the gradient leads away from a solution"
         ]
-    if low >= _WIDE:
-        return [
-            f"the gradient aims at a solution ({span}; 2 for least squares): SGD needs no more steps than descent"
-        ]
-    return [f"the gradient aims at a solution only roughly ({span}; 2 for least squares)"]
+    if low < _WIDE:
+        return [f"the gradient aims at a solution only roughly ({span})"]
+    ratio = study.constants.critical_batch
+    return [
+        f"the gradient aims at a solution ({span}), so single samples need about {ratio:.2g} times the steps of full "
+        f"batches (L1 / L), each on one of {study.samples}"
+    ]
 
 
 def _notes(study: Study, states: list[_State], rows: int, reason: str) -> list[str]:

@@ -28,6 +28,15 @@ def run(study: Study) -> Section:
     few = take(study.x, slice(0, _SAMPLES))
     found = audit(study.model, few, output=study.output, seed=study.seed)
     way, distance = _way(study)
+    if not distance > 0:
+        study.sentences["regime"] = (
+            f"nothing moves: the loss is {float(study.loss_of(study.start)):.3g} at the start"
+        )
+        return Section(
+            summary=study.sentences["regime"],
+            values={"parameters": found.parameters, "trainable parameters": found.trainable},
+            notes=[*found.findings, *study.notes],
+        )
     gaps = [
         linearity_gap(study.model, few, share * distance, way, output=study.output, seed=study.seed)
         for share in _SHARES
@@ -113,7 +122,7 @@ def _bend(study: Study, few: Batch, distance: float) -> tuple[dict[str, float], 
     return {
         f"Hessian norm |H| (first output, {len(found)} samples)": norm,
         "|H| / |grad f|^2": ratio,
-        "R |H| / (2 |grad f|), the relative gap it allows along the gradient": limit,
+        "R |H| / (2 |grad f|), the relative gap to second order": limit,
     }, []
 
 

@@ -64,6 +64,7 @@ class LossHessian(CurvatureOperator):
 
     _graph: Graph | None = None
 
+    @torch.inference_mode(False)
     def loss(self) -> float:
         """Return L(w)."""
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
@@ -72,6 +73,7 @@ class LossHessian(CurvatureOperator):
         self._ranks.add([total])
         return float(total)
 
+    @torch.inference_mode(False)
     def gradient(self) -> Tensor:
         """Return the gradient of L at w, flat, in the order of `weights`."""
         graphs = (self._slopes(part) for part in self._parts)
