@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,17 @@ def test_one_job_runs_here_in_order():
     assert seen == [3, 1, 2]
     assert parallel_map(double_or_fail, [], jobs=1) == []
     assert parallel_map(double_or_fail, [5]) == [10]  # one task needs no worker
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_tasks_may_be_any_iterable(jobs):
+    assert parallel_map(double_or_fail, (n for n in (3, 1, 2)), jobs=jobs) == [6, 2, 4]
+    assert parallel_map(double_or_fail, map(int, "12"), jobs=jobs) == [2, 4]
+    assert parallel_map(str, np.array([2, 1]), jobs=jobs) == ["2", "1"]
+    assert parallel_map(double_or_fail, iter(()), jobs=jobs) == []
+    assert dict(as_finished(double_or_fail, {4: "a", 5: "b"}.keys(), jobs=jobs)) == {0: 8, 1: 10}
+    with pytest.raises(InputError, match="tasks must be a list or another iterable, got a int"):
+        as_finished(double_or_fail, 3, jobs=jobs)  # type: ignore[arg-type]
 
 
 def test_workers_return_in_order_with_their_share_of_the_cores():

@@ -10,7 +10,7 @@ import itertools
 import pickle
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -43,7 +43,7 @@ def core_count() -> int:
 
 def parallel_map(
     function: Callable[[Task], Value],
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     *,
     jobs: int | None = None,
     backend: Backend = "local",
@@ -61,7 +61,7 @@ def parallel_map(
 
     Args:
         function: of one task. Closures and lambdas may be used; random numbers must come from the task.
-        tasks: a sequence.
+        tasks: a list or any other iterable; a generator is read to its end first.
         jobs: processes at a time; None takes one a core, at most one a task, and 1 inside a worker.
         backend: "local", or "ray" for the Ray cluster this process is connected to (jobs=None: its cores).
         name: what to call a task in an error message.
@@ -71,7 +71,8 @@ def parallel_map(
         The results in the order of the tasks.
 
     Raises:
-        InputError: jobs below one, an unknown backend, something that cannot be copied to a worker.
+        InputError: jobs below one, an unknown backend, tasks that are no iterable, something that cannot be
+            copied to a worker.
         MissingExtraError: backend "ray" and Ray is not installed.
         RankError: a worker process died.
         Exception: what the function raised, with the task named; its own type is kept.
@@ -85,12 +86,12 @@ def parallel_map(
         function, tasks, jobs=jobs, backend=backend, name=name, description=description
     ):
         results[index] = value
-    return [results[index] for index in range(len(tasks))]
+    return [results[index] for index in range(len(results))]
 
 
 def as_finished(
     function: Callable[[Task], Value],
-    tasks: Sequence[Task],
+    tasks: Iterable[Task],
     *,
     jobs: int | None = None,
     backend: Backend = "local",
@@ -105,7 +106,7 @@ def as_finished(
 
     Args:
         function: as for `parallel_map`, as are all others.
-        tasks: a sequence.
+        tasks: a list or any other iterable.
         jobs: processes at a time.
         backend: "local" or "ray".
         name: what to call a task in an error message.
@@ -125,14 +126,23 @@ def as_finished(
         raise unknown_name("backend", backend, ("local", "ray"))
     if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
         raise InputError(f"jobs must be a whole number of at least 1, got {jobs!r}; None takes one a core")
+    listed = _listed(tasks)
     if backend == "ray":
         _register_ray()
     count = jobs or (1 if _in_worker else core_count())
-    if backend == "local" and min(count, len(tasks)) <= 1:
-        steps = _here(function, tasks, name)
+    if backend == "local" and min(count, len(listed)) <= 1:
+        steps = _here(function, listed, name)
     else:
-        steps = _in_workers(function, tasks, jobs, backend, name)
-    return track(steps, description, total=len(tasks))
+        steps = _in_workers(function, listed, jobs, backend, name)
+    return track(steps, description, total=len(listed))
+
+
+def _listed(tasks: Iterable[Task]) -> Sequence[Task]:
+    if isinstance(tasks, Sequence):
+        return tasks
+    if not isinstance(tasks, Iterable):
+        raise InputError(f"tasks must be a list or another iterable, got a {type(tasks).__name__}")
+    return list(tasks)
 
 
 def _here(

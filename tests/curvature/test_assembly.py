@@ -282,6 +282,24 @@ def test_diversity_against_gradients_one_by_one(kind: str):
     assert found.of == found.neurons
 
 
+def test_activations_in_place_leave_the_neurons_alone():
+    def net(inplace: bool) -> nn.Module:
+        model = nn.Sequential(
+            nn.Linear(3, 4), nn.SiLU(inplace), nn.Linear(4, 4), nn.SiLU(inplace), nn.Linear(4, 1)
+        )
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, generator=generator(0, "in place", *parameter.shape))
+        return model.double()
+
+    found, plain = (preactivation_hessian_norms(net(inplace), X, **EXACT) for inplace in (True, False))
+    assert not found.norms["0"].any()  # exactly zero
+    for layer in ("2", "4"):
+        assert found.norms[layer] == pytest.approx(plain.norms[layer], rel=1e-6)
+        assert found.norms[layer].min() > 0
+    cosines = [gradient_diversity(net(inplace), "2", X).cosines for inplace in (True, False)]
+    assert cosines[0] == pytest.approx(cosines[1], abs=1e-12)
+
+
 def test_neurons_of_a_wide_net_point_apart():
     def mean(width: int) -> float:
         net = nets.MLP(3, 1, width=width, depth=2, activation="tanh", generator=generator(0, width)).double()

@@ -211,9 +211,9 @@ def test_a_file_of_another_sweep_is_refused(tmp_path):
     width_scaling(Sized, WIDTHS, metric, 2, jobs=1, resume=path, label="tanh")
     with pytest.raises(InputError, match="label was 'tanh' and is 'relu'"):
         width_scaling(Sized, WIDTHS, metric, 2, jobs=1, resume=path, label="relu")
-    with pytest.raises(InputError, match=r"factory was '.*Sized' and is '.*tanh_net'"):
+    with pytest.raises(InputError, match=r"factory was '.*Sized, .*' and is '.*tanh_net, "):
         width_scaling(tanh_net, WIDTHS, metric, 2, jobs=1, resume=path, label="tanh")
-    with pytest.raises(InputError, match=r"metric was '.*power.*' and is '.*two_layer_norm'"):
+    with pytest.raises(InputError, match=r"metric was '.*power.*' and is '.*two_layer_norm, "):
         width_scaling(Sized, WIDTHS, two_layer_norm, 2, jobs=1, resume=path, label="tanh")
     with pytest.raises(InputError, match=r"it has the widths \[256\], which are not asked for"):
         width_scaling(Sized, [16, 64, 128], metric, 2, jobs=1, resume=path, label="tanh")

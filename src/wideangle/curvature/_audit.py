@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wideangle.curvature._trace import ATTENTION, KINKED, SOFTMAX, Trace, first_tensor, is_torch, observe, run
+from wideangle.curvature._findings import sentences
+from wideangle.curvature._trace import ATTENTION, SOFTMAX, Trace, first_tensor, is_torch, kinks, observe, run
 from wideangle.errors import InputError
 from wideangle.kernel._model import OutputPick
 from wideangle.kernel._push import pick_tensor
@@ -32,7 +33,9 @@ class Audit(Result):
     `layers` lists the weight layers in the order of use: name, type, fan_in, width, parameters, calls,
     scale (standard deviation of the weights). `linear_output` is None where it could not be measured.
     `output_curvature` is the second difference of the output, relative to the first, when what the last
-    weight layer returns is moved: 0 for a linear output.
+    weight layer returns is moved: 0 for a linear output. `narrowest` and `widest` are hidden widths, or in a
+    graph in-degrees behind the first layer. `kinks` names the functions with kinks behind weights.
+    `attention` is True for attention, and for a softmax that another weight layer follows.
     """
 
     layers: list[dict[str, Any]] = field(default_factory=list, repr=False)
@@ -42,11 +45,13 @@ class Audit(Result):
     output_curvature: float | None = None
     output_functions: list[str] = field(default_factory=list)
     narrowest: int | None = None
+    widest: int | None = None
     typical_width: float | None = None
     bottleneck: bool = False
     normalization: dict[str, int] = field(default_factory=dict)
     dropout: dict[str, float] = field(default_factory=dict)
     activations: dict[str, int] = field(default_factory=dict)
+    kinks: list[str] = field(default_factory=list)
     attention: bool = False
     parameterization: str = "unknown"
     findings: list[str] = field(default_factory=list)
@@ -58,11 +63,12 @@ def audit(model: nn.Module, example_input: Any, *, output: OutputPick = None, se
         output_curvature = max over shifts d of |f(z+d) - 2 f(z) + f(z-d)| / |f(z+d) - f(z-d)|,
 
     z what the last weight layer returns: above 1e-3 the output is called non-linear. A hidden layer is
-    a bottleneck where 4 times its width is at most the median hidden width. The parameterisation is
+    a bottleneck where 4 times its width is at most the median hidden width; a net whose hidden layers
+    all have widths under 32 is called narrow. The parameterisation is
     "ntk" where weights have standard deviation about 1 (fan-in 16 or more), "standard" where it is
     about 1/sqrt(fan-in), "mixed" or "unknown" otherwise.
 
-    Cost: about ten forward passes in eval mode; the model is left as found.
+    Cost: about a dozen forward passes in eval mode; the model is left as found.
 
     Args:
         model: any module.
@@ -108,16 +114,18 @@ def audit(model: nn.Module, example_input: Any, *, output: OutputPick = None, se
         output_curvature=curvature,
         output_functions=[] if linear or trace.last is None else list(trace.after),
         narrowest=min(hidden) if hidden else None,
+        widest=max(hidden) if hidden else None,
         typical_width=typical,
         bottleneck=typical is not None and NARROW * min(hidden) <= typical,
         normalization=dict(Counter(_kinds(model, "norm"))),
         dropout=_dropout(model),
         activations={n: k for n, k in trace.functions.items() if n not in SOFTMAX | ATTENTION},
-        attention=bool((SOFTMAX | ATTENTION) & set(trace.functions)) or bool(_kinds(model, "attention")),
+        kinks=_quietly(lambda: kinks(model, example_input)) or [],
+        attention=_attention(model, trace),
         parameterization=_parameterization(layers),
         provenance=Provenance.here(seed=seed),
     )
-    return _with_findings(found, trace)
+    return replace(found, findings=sentences(found, trace))
 
 
 def _hidden(layers: list[dict[str, Any]]) -> list[int]:
@@ -127,7 +135,14 @@ def _hidden(layers: list[dict[str, Any]]) -> list[int]:
     return [row["width"] for row in layers[:-1] if row["width"] > 0]
 
 
-def _quietly(measure: Callable[[], float | None]) -> float | None:
+def _attention(model: nn.Module, trace: Trace) -> bool:
+    """Tell whether attention is inside: a function of that name, or a softmax that is not the output's."""
+    used = Counter({name: count for name, count in trace.functions.items() if name in SOFTMAX})
+    inside = used - Counter(trace.after)
+    return bool(ATTENTION & set(trace.functions) or inside or (used and _kinds(model, "attention")))
+
+
+def _quietly(measure: Callable[[], Any]) -> Any:
     """A probe may meet a model it cannot handle; then the answer is "not measured", never an error."""
     try:
         return measure()
@@ -273,88 +288,3 @@ def _moved(model: nn.Module, x: Any, name: str, size: float, gen: torch.Generato
     spread = float(weight.detach().double().square().mean().sqrt()) or 1.0
     shift = size * spread * torch.randn(weight.shape, generator=gen, dtype=torch.float64).to(weight)
     return [run(model, x, {name: weight.detach() + factor * shift}) for factor in (-1.0, 0.0, 1.0)]
-
-
-def _with_findings(found: Audit, trace: Trace) -> Audit:
-    return replace(found, findings=[text for text in _sentences(found, trace) if text])
-
-
-def _sentences(found: Audit, trace: Trace) -> list[str]:
-    return [
-        _size_sentence(found),
-        _output_sentence(found, trace),
-        _bottleneck_sentence(found),
-        _norm_sentence(found),
-        f"Dropout in {len(found.dropout)} layers: measurements need eval mode." if found.dropout else "",
-        "Softmax attention inside: it adds curvature that width alone need not remove."
-        if found.attention
-        else "",
-        _activation_sentence(found),
-        _scale_sentence(found),
-    ]
-
-
-def _size_sentence(found: Audit) -> str:
-    frozen = found.parameters - found.trainable
-    text = f"{found.parameters:,} parameters in {len(found.layers)} weight layers"
-    return f"{text}, {frozen:,} of them frozen." if frozen else f"{text}."
-
-
-def _output_sentence(found: Audit, trace: Trace) -> str:
-    if found.linear_output is None:
-        return "Whether the output is linear in the last layer could not be measured."
-    if found.linear_output:
-        return "The output is linear in the last weight layer: the model can become linear with width."
-    through = ", ".join(found.output_functions) or "a non-linear function"
-    layer = f"'{trace.last}'" if trace.last else "the last weights"
-    return (
-        f"The output passes through {through} after {layer}: the model does not become linear at any "
-        "width. If that function belongs to the loss, move it there."
-    )
-
-
-def _bottleneck_sentence(found: Audit) -> str:
-    if found.narrowest is None:
-        return ""
-    graph = any(row["type"] == Stage.__name__ for row in found.layers)
-    what, measure = ("in-degree", "fan_in") if graph else ("width", "width")
-    if not found.bottleneck:
-        return (
-            f"The smallest in-degree behind the first layer is {found.narrowest}."
-            if graph
-            else f"The narrowest hidden layer has width {found.narrowest}."
-        )
-    rows = found.layers[1:] if graph else found.layers
-    name = next(row["name"] for row in rows if row[measure] == found.narrowest)
-    return (
-        f"Layer '{name}' is a bottleneck: {what} {found.narrowest} against {found.typical_width:g} typically. "
-        f"The curvature stays of order 1/sqrt({found.narrowest}) however wide the other layers are."
-    )
-
-
-def _norm_sentence(found: Audit) -> str:
-    if not found.normalization:
-        return ""
-    text = ", ".join(f"{count} {kind}" for kind, count in found.normalization.items())
-    if any("batch" in kind.lower() for kind in found.normalization):
-        return f"Normalisation: {text}. In train mode a sample's output depends on its batch."
-    return f"Normalisation: {text}."
-
-
-def _activation_sentence(found: Audit) -> str:
-    kinked = sorted(KINKED & set(found.activations))
-    if not kinked:
-        return ""
-    return f"{', '.join(kinked)} has kinks: its Hessian misses them, so use the linearity gap instead."
-
-
-def _scale_sentence(found: Audit) -> str:
-    texts = {
-        "ntk": "Weights have standard deviation about 1: the NTK parameterisation, where training moves them "
-        "by a distance of about 1 to 3.",
-        "standard": "Weights scale as 1/sqrt(fan-in): standard parameterisation, so distances between "
-        "weights do not compare across widths.",
-        "mixed": "Weight scales differ between layers: neither the NTK nor the standard parameterisation.",
-        "other": "Weight scales fit neither the NTK nor the standard parameterisation.",
-    }
-    return texts.get(found.parameterization, "")

@@ -66,8 +66,9 @@ class _Neurons(nn.Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         found: list[Tensor] = []
+        # a copy, as what follows may write into the tensor: nn.SiLU(inplace=True)
         handle = self.model.get_submodule(self.layer).register_forward_hook(
-            lambda module, inputs, output: found.append(_tensor(output))
+            lambda module, inputs, output: found.append(_tensor(output).clone())
         )
         try:
             self.model(*args, **kwargs)

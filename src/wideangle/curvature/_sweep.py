@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wideangle.curvature._gap import linearity_gap
 from wideangle.curvature._hessian_norm import hessian_norm
+from wideangle.curvature._identity import identity, name_of
 from wideangle.curvature._kernel_change import kernel_change
 from wideangle.errors import ConvergenceError, InputError
 from wideangle.files import digest, write_atomically
@@ -25,7 +26,7 @@ from wideangle.names import unknown_name
 __all__ = ["Cells", "cell_metric", "descent", "fingerprint"]
 
 Cell = tuple[int, int]
-FORMAT = "wideangle width sweep 1"
+FORMAT = "wideangle width sweep 2"
 
 
 def cell_metric(metric: Any, x: Any, y: Any) -> Callable[[nn.Module], Any]:
@@ -102,19 +103,22 @@ def descent(
 
 
 def fingerprint(factory: Any, metric: Any, label: str, x: Any, y: Any) -> dict[str, str]:
-    """Return what tells one sweep from another: names of the functions, label, and the data's digests."""
-    parts = {"label": label, "factory": _name(factory), "metric": _name(metric)}
+    """Return what tells one sweep from another: label, functions by name and content, and the data's digests.
+
+    What counts as the content of a function is said in `wideangle.curvature._identity`.
+    """
+    parts = {"label": label, "factory": _told(factory), "metric": _told(metric)}
     for key, value in (("x", x), ("y", y)):
-        items = value.items() if isinstance(value, dict) else [("", value)]
-        parts |= {f"{key}{k and '.' + k}": digest(v) for k, v in items if isinstance(v, Tensor)}
+        items = value.items() if isinstance(value, Mapping) else [("", value)]
+        for name, item in items:
+            if item is not None:
+                text = digest(item) if isinstance(item, Tensor) else f"content {identity(item)}"
+                parts[f"{key}.{name}" if name else key] = text
     return parts
 
 
-def _name(function: Any) -> str:
-    if isinstance(function, str):
-        return function
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+def _told(function: Any) -> str:
+    return function if isinstance(function, str) else f"{name_of(function)}, content {identity(function)}"
 
 
 @dataclass

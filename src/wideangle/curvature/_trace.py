@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from wideangle.nets._stage import Stage
 
 __all__ = [
     "ATTENTION",
-    "KINKED",
     "SOFTMAX",
     "Trace",
     "Use",
@@ -63,20 +63,19 @@ SOFTMAX = frozenset(("softmax", "log_softmax", "softmin", "gumbel_softmax"))
 ATTENTION = frozenset(("scaled_dot_product_attention", "multi_head_attention_forward"))
 KINKED = frozenset(
     {
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "prelu",
-        "rrelu",
-        "selu",
-        "threshold",
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-        "hardshrink",
-        "softshrink",
+        *("relu", "relu6", "prelu", "rrelu", "selu", "threshold", "rnn_relu", "rnn_relu_cell"),
+        *("hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink"),
+        *("abs", "absolute", "l1_loss", "clamp", "clip", "clamp_min", "clamp_max"),
+        *("max", "min", "maximum", "minimum", "fmax", "fmin", "amax", "amin", "aminmax", "cummax", "cummin"),
+        *("sort", "msort", "topk", "kthvalue", "median", "nanmedian", "quantile", "nanquantile"),
+        *("sign", "sgn", "heaviside", "round", "floor", "ceil", "trunc", "fix", "frac", "fmod", "remainder"),
     }
 )
+SLOPES = {
+    "elu": ("alpha", 1.0),
+    "leaky_relu": ("negative_slope", 0.01),
+}  # left of 0, where it is 1 on the right
+NORMS = {"norm": "p", "linalg_norm": "ord", "linalg_vector_norm": "ord"}
 RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
 
 
@@ -101,17 +100,56 @@ class Trace:
     output: Any = None
 
 
+def _plain(function: Any) -> str:
+    """Return the name of a function of torch, the same for relu, relu_, _relu and relu.default."""
+    return str(getattr(function, "__name__", "")).split(".")[0].strip("_")
+
+
 class _Watch(TorchFunctionMode):
     def __init__(self, trace: Trace):
         super().__init__()
         self.trace = trace
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(getattr(func, "__name__", "")).rstrip("_")
+        name = _plain(func)
         if name in ACTIVATIONS | SOFTMAX | ATTENTION | RECURRENT:
             self.trace.functions[name] = self.trace.functions.get(name, 0) + 1
             self.trace.after.append(name)
         return func(*args, **(kwargs or {}))
+
+
+class _Kinks(TorchFunctionMode):
+    """Collects the functions with kinks that are applied to what depends on the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        name = _plain(func)
+        if _has_kinks(name, args, given) and _depends([*args, *given.values()]):
+            self.found.add(name)
+        return func(*args, **given)
+
+
+def _has_kinks(name: str, args: tuple[Any, ...], given: dict[str, Any]) -> bool:
+    if name in KINKED or "max_pool" in name:
+        return True
+    key, default = SLOPES.get(name, (NORMS.get(name, ""), None))
+    value = given.get(key, args[1] if len(args) > 1 else default)
+    if name in SLOPES:
+        return value != 1
+    return name in NORMS and value in (1, math.inf, -math.inf)
+
+
+def _depends(values: Any) -> bool:
+    """Tell whether a gradient flows through one of the tensors, or of those in lists and tuples."""
+    return any(
+        value.requires_grad if isinstance(value, Tensor) else _depends(value)
+        for value in values
+        if isinstance(value, (Tensor, list, tuple))
+    )
 
 
 @contextmanager
@@ -132,17 +170,30 @@ def run(model: nn.Module, x: Any, weights: dict[str, Tensor] | None = None) -> A
 
     `weights` stand in for the model's parameters of those names in this pass.
     """
-    batch = x if isinstance(x, (dict, tuple)) else tuple(x) if isinstance(x, list) else (x,)
     with torch.no_grad(), _in_eval(model), plain_attention():
-        return call(model, weights or {}, batch)
+        return call(model, weights or {}, _arguments(x))
+
+
+def _arguments(x: Any) -> Any:
+    return x if isinstance(x, (dict, tuple)) else tuple(x) if isinstance(x, list) else (x,)
 
 
 def kinks(model: nn.Module, x: Any) -> list[str]:
-    """Return the activations with kinks that one pass in eval mode uses."""
-    trace = Trace()
-    with _Watch(trace):
-        run(model, x)
-    return sorted(KINKED & set(trace.functions))
+    """Return the functions with kinks (or jumps) that one pass in eval mode applies to what depends on weights.
+
+    They are told by the names and arguments of torch's functions: ELU has a kink unless alpha is 1, CELU none.
+    Kinks of the inputs alone do not count. One that a later function smooths does (ReLU, then its square), and
+    `where`, indexing by comparisons and functions of one's own are not seen through.
+    """
+    weights = {
+        name: parameter.detach().requires_grad_()
+        for name, parameter in model.named_parameters()
+        if not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.is_floating_point()
+    }
+    watch = _Kinks()
+    with torch.enable_grad(), _in_eval(model), plain_attention(), watch:
+        call(model, weights, _arguments(x))
+    return sorted(watch.found)
 
 
 def first_tensor(raw: Any) -> Tensor | None:

@@ -119,7 +119,10 @@ def width_scaling(
             quicker where a cell takes well under a second.
         resume: a JSON file that keeps each finished cell; an existing one is continued, with more widths
             or seeds where asked for.
-        label: what the sweep is about; a file of another label, metric or factory is refused.
+        label: what the sweep is about. A file of another label, data, metric or factory is refused; functions
+            are told apart by name, bytecode, default and bound arguments, and the numbers, strings, arrays, tensors,
+            modules and functions they close over or name in their own module. What lies in other modules counts
+            by name, other objects by type: use another label or file when you change those.
 
     Returns:
         A `WidthScaling`.
