@@ -133,3 +133,16 @@ def test_kinks_of_every_kind_are_named():
     assert "kinks" not in said(smooth, image)
     recurrent = nn.RNN(6, 40, nonlinearity="relu", batch_first=True)
     assert "rnn_relu has kinks" in said(recurrent, image[:, 0])
+
+
+def test_the_width_of_an_assembly_is_the_number_of_its_parts():
+    parts = [
+        torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1)) for _ in range(64)
+    ]
+    found = audit(nets.Assembly(parts, "signs"), torch.rand(2, 6, generator=torch.Generator().manual_seed(0)))
+    assert found.assembled == found.narrowest == found.widest == 64
+    assert not found.bottleneck
+    assert found.linear_output
+    text = " ".join(found.findings)
+    assert "assembly of 64 sub-models" in text
+    assert "narrow" not in text

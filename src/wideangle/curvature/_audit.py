@@ -18,6 +18,7 @@ from wideangle.errors import InputError
 from wideangle.kernel._model import OutputPick
 from wideangle.kernel._push import pick_tensor
 from wideangle.nets._stage import Stage
+from wideangle.nets.assembly import Assembly
 from wideangle.result import Provenance, Result
 from wideangle.seeds import generator
 
@@ -48,6 +49,7 @@ class Audit(Result):
     widest: int | None = None
     typical_width: float | None = None
     bottleneck: bool = False
+    assembled: int = 0
     normalization: dict[str, int] = field(default_factory=dict)
     dropout: dict[str, float] = field(default_factory=dict)
     activations: dict[str, int] = field(default_factory=dict)
@@ -104,7 +106,7 @@ def audit(model: nn.Module, example_input: Any, *, output: OutputPick = None, se
     curvature = _quietly(lambda: _output_curvature(model, example_input, trace, output, seed))
     linear = None if curvature is None else curvature < LINEAR
     layers = [_row(use.name, use.module, use.calls, use.width) for use in trace.uses.values()]
-    hidden = _hidden(layers)
+    hidden = [len(assembled)] if (assembled := _assembled(model)) else _hidden(layers)
     typical = statistics.median(hidden) if hidden else None
     found = Audit(
         layers=layers,
@@ -116,6 +118,7 @@ def audit(model: nn.Module, example_input: Any, *, output: OutputPick = None, se
         narrowest=min(hidden) if hidden else None,
         widest=max(hidden) if hidden else None,
         typical_width=typical,
+        assembled=0 if assembled is None else len(assembled),
         bottleneck=typical is not None and NARROW * min(hidden) <= typical,
         normalization=dict(Counter(_kinds(model, "norm"))),
         dropout=_dropout(model),
@@ -126,6 +129,11 @@ def audit(model: nn.Module, example_input: Any, *, output: OutputPick = None, se
         provenance=Provenance.here(seed=seed),
     )
     return replace(found, findings=sentences(found, trace))
+
+
+def _assembled(model: nn.Module) -> nn.ModuleList | None:
+    """Return the sub-models where the model is an assembly: their number is the width that matters."""
+    return model.sub_models if isinstance(model, Assembly) else None
 
 
 def _hidden(layers: list[dict[str, Any]]) -> list[int]:

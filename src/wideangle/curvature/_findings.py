@@ -57,6 +57,11 @@ def _is_graph(found: Audit) -> bool:
 
 
 def _bottleneck_sentence(found: Audit) -> str:
+    if found.assembled:
+        return (
+            f"An assembly of {found.assembled} sub-models: its width is their number, as long as none dominates and "
+            "they share no parameters (curvature.dominance, curvature.assembly_hessian_norm)."
+        )
     if found.narrowest is None:
         return ""
     graph = _is_graph(found)

@@ -160,9 +160,10 @@ def hessian_norm(
 def _refuse_kinks(model: nn.Module, x: Batch) -> None:
     names = kinks(model, take(x, slice(0, 1)))
     if names:
+        have = "has kinks" if len(names) == 1 else "have kinks"
         raise InputError(
-            f"{', '.join(names)} has kinks: the Hessian is undefined there and misses what they add elsewhere, so "
-            "its norm says nothing about linearity; use linearity_gap, or a smooth activation"
+            f"{', '.join(names)} {have}: the Hessian is undefined there and misses what they add elsewhere, so its "
+            "norm says nothing about linearity; use linearity_gap, or a smooth activation"
         )
 
 
