@@ -254,14 +254,14 @@ def _sampled(
     problem: Problem, centre: Extremes, radius: float, points: int, seed: int, dense_limit: int
 ) -> tuple[_Ball, float | None]:
     """Return the largest values at w_0 and on the sphere, and the smallest lambda_min seen there."""
-    start = {name: w.detach().clone() for name, w in problem.weights().items()}
+    start = problem.now()
     steepest, least = math.sqrt(centre.largest), centre.smallest
     for k in range(1, points):
-        problem.load({name: start[name] + part for name, part in _draw(start, radius, seed, k).items()})
+        problem.place({name: start[name] + part for name, part in _draw(start, radius, seed, k).items()})
         ends = kernel_extremes(problem.cache(), problem.parameters, dense_limit=dense_limit)
         steepest = max(steepest, math.sqrt(ends.largest))
         least = None if least is None or ends.smallest is None else min(least, ends.smallest)
-    problem.load(start)
+    problem.place(start)
     options = {"output": problem.output, "params": problem.names, "seed": seed}
     tables = [
         torch.as_tensor(hessian_norm(problem.model, item, radius, points=points - 1, **options).values)

@@ -73,7 +73,9 @@ class PLPath(Result):
 
     `constant` is the largest mu for which PL* (relaxed by `epsilon`) holds at the states looked at: an upper
     bound of mu on any ball that holds them, never a lower one. An entry of `ratios` is None where the loss
-    is 0 to rounding: PL* holds there whatever mu. `lambda_min` has an entry a state where it was asked for.
+    is 0 to rounding: PL* holds there whatever mu. `distances` are from the first state, over the parameters
+    that move (`params`) and no others, as are the gradients and K. `lambda_min` has an entry a state where it
+    was asked for.
     """
 
     constant: float | None = None
@@ -289,11 +291,13 @@ def pl_along(
         model: the module the states belong to.
         x: n inputs.
         y: n targets.
-        states: state dicts or modules, in order; distances are from the first one.
+        states: state dicts or modules, in order. Every parameter and buffer they have is loaded, so that
+            frozen layers and running statistics are as in the state; what one lacks is as in `model`.
         epsilon: the loss below which relaxed PL* asks nothing.
         spectrum: measure lambda_min of the kernel at every state.
         loss: the convention of L, as for `pl_ratio`.
-        params: parameters that move.
+        params: parameters that move: gradients, kernel and distances are of these; all that require a
+            gradient in `model` where left out.
         output: which part of a tuple, dict or ModelOutput is the output.
         dtype: compute in this type; None keeps the model's.
         dense_limit: as for `kernel_extremes`.
@@ -320,13 +324,12 @@ def pl_along(
     losses, ratios, distances, smallest = [], [], [], []
     for state in states:
         problem.load(state)
-        here = problem.weights()
-        if start is None:
-            start = {name: w.detach().clone() for name, w in here.items()}
+        here = problem.now()
+        start = here if start is None else start
         value, ratio, _, _ = _measured(problem)
         losses.append(value)
         ratios.append(ratio)
-        distances.append(math.sqrt(squared({name: here[name].detach() - start[name] for name in start})))
+        distances.append(math.sqrt(squared({name: here[name] - start[name] for name in start})))
         if spectrum:
             ends = kernel_extremes(problem.cache(), problem.parameters, dense_limit=dense_limit)
             smallest.append(ends.smallest)
