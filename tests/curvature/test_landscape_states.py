@@ -159,10 +159,14 @@ def test_float32_models_reach_solutions_in_their_own_type(offset):
 
 def narrow(seed: int) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """A net of 50 parameters and 10 equations."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
-        return model, torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    gen = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    with torch.no_grad():
+        for layer, bound in ((model[0], 3**-0.5), (model[2], 8**-0.5)):
+            layer.weight.uniform_(-bound, bound, generator=gen)
+            layer.bias.uniform_(-bound, bound, generator=gen)
+    x, y = (torch.randn(5, k, generator=gen, dtype=torch.float64) for k in (3, 2))
+    return model.double(), x, y
 
 
 def test_a_solution_far_away_is_named():
@@ -184,6 +188,7 @@ def test_a_solution_far_away_is_named():
             p -= m.view(p.shape)
     left = float(((moved(x) - y).square().sum() / (model(x) - y).square().sum()).detach())
     assert found.first_loss == pytest.approx(left, rel=1e-6)
+    assert found.theta == pytest.approx(0.8005, abs=1e-3)
     assert found.distance > 7
     assert found.far
     along = aiming_along(model, x, y, [model], "gauss_newton")
