@@ -179,14 +179,22 @@ class Problem:
             parts.append(logits(raw, self.output, batch_size(item)))
         return torch.cat(parts)
 
+    def values(self) -> Tensor:
+        """Return F(w), (n, C).
+
+        Raises:
+            NumericsError: an output is not finite.
+        """
+        with torch.no_grad():
+            return self._checked(self._forward())
+
     def residual(self) -> Tensor:
         """Return r = F(w) - y, (n, C).
 
         Raises:
             NumericsError: an output is not finite.
         """
-        with torch.no_grad():
-            return self._checked(self._forward()) - self.y
+        return self.values() - self.y
 
     def _checked(self, f: Tensor) -> Tensor:
         if not bool(torch.isfinite(f).all()):
