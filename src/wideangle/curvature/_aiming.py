@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from wideangle.curvature._gauss_newton import Solution, check_tolerance, descend
 from wideangle.curvature._landscape_rates import quadratic_growth
-from wideangle.curvature._problem import Problem, State, floor, inner, squared
-from wideangle.errors import ConvergenceError, InputError, NumericsError
+from wideangle.curvature._problem import Problem, State, check_margin, floor, inner, squared
+from wideangle.errors import InputError
 from wideangle.kernel._model import OutputPick
 from wideangle.result import Provenance, Result
 
-__all__ = ["Aiming", "AimingPath", "Solution", "Target", "aiming", "aiming_along", "gauss_newton_solution"]
+__all__ = ["Aiming", "AimingPath", "Target", "aiming", "aiming_along"]
 
 Target = Literal["gauss_newton", "final"] | State
 
@@ -34,6 +35,11 @@ class Aiming(Result):
     `surrogate` names the stand-in; `target_loss` is L(w*), which the condition takes as 0. theta = 2 for
     every least-squares problem; `violated` says theta <= 0: a step against the gradient leads away from w*.
     `growth` = 2 L / |w - w*|^2. `steps` counts Gauss-Newton steps.
+
+    Gauss-Newton may land far from the nearest solution, and theta there says little. Hence `first_step`, the
+    length of its first step, and `first_loss`, L after it over L(w) (0 for a linear model), None for other
+    targets. `far` says that `distance` is above twice `first_step` or `first_loss` above 1/4; `violated` is
+    then never set, whatever theta is. Not far is no proof that w* is the nearest.
     """
 
     theta: float = 0.0
@@ -46,15 +52,21 @@ class Aiming(Result):
     target_loss: float = 0.0
     steps: int = 0
     convention: str = "half_mean"
+    first_step: float | None = None
+    first_loss: float | None = None
+    far: bool = False
 
 
 @dataclass(frozen=True)
 class AimingPath(Result):
     """The aiming ratio along a path; None where the loss is 0 to rounding or the state is the target.
 
-    `clear` counts the states whose loss is at least `margin` times `target_loss`: nearer to a target that
-    is no solution the ratio falls whatever the landscape (see `aiming_along`). `smallest` is the minimum
-    over these, None without any, and `violations` their numbers where theta <= 0.
+    `clear` counts the states that decide: loss at least `margin` times `target_loss` (nearer to a target that
+    is no solution the ratio falls whatever the landscape, see `aiming_along`), and not in `far`. `smallest`
+    is the minimum over these, None without any, and `violations` their numbers where theta <= 0. `far` has
+    the numbers of the states whose Gauss-Newton solution may not be the nearest (see `Aiming`); `first_steps`
+    and `first_losses` are what that is judged by, empty for other targets. Distances are over the parameters
+    that move.
     """
 
     smallest: float | None = None
@@ -68,112 +80,9 @@ class AimingPath(Result):
     surrogate: str = ""
     target_loss: float = 0.0
     convention: str = "half_mean"
-
-
-@dataclass(frozen=True)
-class Solution:
-    """An interpolating point: the weights that move, the loss there (in the convention asked), and the steps."""
-
-    weights: dict[str, Tensor]
-    loss: float
-    steps: int
-
-
-def _descend(problem: Problem, tolerance: float, max_steps: int) -> Solution:
-    """Run minimum-norm Gauss-Newton steps from the problem's weights; they are put back afterwards."""
-    start = {name: w.detach().clone() for name, w in problem.weights().items()}
-    first, losses = None, []
-    try:
-        for steps in range(max_steps + 1):
-            residual = problem.residual()
-            value = problem.loss_of(residual)
-            first = value if first is None else first
-            losses.append(value)
-            if value <= tolerance * first:
-                weights = {name: w.detach().clone() for name, w in problem.weights().items()}
-                return Solution(weights, value, steps)
-            if steps == max_steps or not value <= 1e6 * first:
-                break
-            move = _step(problem, residual)
-            with torch.no_grad():
-                for name, weight in problem.weights().items():
-                    if name in move:
-                        weight -= move[name]
-    except NumericsError:
-        losses.append(math.inf)
-    finally:
-        problem.load(start)
-    raise ConvergenceError(
-        f"Gauss-Newton steps from here reach no solution: loss {losses[0]:.3g} -> {losses[-1]:.3g} after "
-        f"{len(losses) - 1} steps ({problem.parameters} parameters, {problem.equations} equations); the targets "
-        "may not be interpolable from here: use target='final' with the weights at the end of training"
-    )
-
-
-def _step(problem: Problem, residual: Tensor) -> dict[str, Tensor]:
-    """Return J^T K^+ r, by parameter: the smallest move that takes the linear expansion to the targets."""
-    cache = problem.cache()
-    size = cache.samples * cache.outputs
-    values, vectors = torch.linalg.eigh(cache.gram().reshape(size, size))
-    cut = size * torch.finfo(problem.dtype).eps * float(values[-1].clamp(min=0.0))
-    if not cut > 0:
-        raise NumericsError("the tangent kernel is zero: no parameter moves any output")
-    inverse = torch.where(values > cut, 1 / values, 0.0)
-    way = vectors @ (inverse * (vectors.T @ residual.reshape(-1).to(values)))
-    pulled = cache.pull(way.to(cache.dtype).view(1, cache.samples, cache.outputs))
-    return {name: piece[0] for name, piece in pulled.items()}
-
-
-def gauss_newton_solution(
-    model: nn.Module,
-    x: Any,
-    y: Any,
-    *,
-    tolerance: float = 1e-20,
-    max_steps: int = 50,
-    params: Any = None,
-    output: OutputPick = None,
-    dtype: torch.dtype | None = torch.float64,
-    loss: str = "half_mean",
-) -> Solution:
-    """Return a point with F(w*) = y near the model's weights: the stand-in for the nearest solution.
-
-        w <- w - J^T K^+ (F(w) - y),  K = J J^T      until L(w) <= tolerance L(w_0)
-
-    For a linear model one step is the projection on the solutions. Otherwise each step is the projection
-    on those of the linear expansion, and the point reached is correct to first order only.
-
-    Cost: for each step one factor pass, the kernel of nC x nC numbers and its eigenvectors (9 (nC)^3), one
-    product with J^T. Usually 3 to 6 steps.
-
-    Args:
-        model: a module whose outputs do not depend on the other samples.
-        x: n inputs.
-        y: n targets, numbers (n, C) or class labels taken as one-hot rows.
-        tolerance: loss to reach, relative to that at the start.
-        max_steps: steps allowed.
-        params: parameters that move; all that require a gradient where left out.
-        output: which part of a tuple, dict or ModelOutput is the output.
-        dtype: compute in this type; None keeps the model's.
-        loss: the convention of the loss returned, one of `wideangle.losses.SQUARED_LOSSES`.
-
-    Returns:
-        A `Solution`.
-
-    Raises:
-        ConvergenceError: the loss did not fall that far: too few parameters, or contradictory targets.
-        InputError: as for `aiming`.
-
-    Example:
-        >>> net, x = nn.Linear(2, 1, bias=False).double(), torch.eye(2, dtype=torch.float64)
-        >>> gauss_newton_solution(net, x, torch.ones(2, 1)).weights["weight"].round(decimals=6).tolist()
-        [[1.0, 1.0]]
-
-    Reference: Ben-Israel 1966 (minimum-norm Gauss-Newton steps); used here for Liu et al. 2023 (arXiv
-    2306.02601), where the projection is on the exact solution set.
-    """
-    problem = Problem(model, x, y, params=params, output=output, dtype=dtype, loss=loss)
-    return _descend(problem, tolerance, max_steps)
+    first_steps: list[float | None] = field(default_factory=list)
+    first_losses: list[float | None] = field(default_factory=list)
+    far: list[int] = field(default_factory=list)
 
 
 def aiming(
@@ -183,7 +92,7 @@ def aiming(
     target: Target = "gauss_newton",
     *,
     final: State | None = None,
-    tolerance: float = 1e-20,
+    tolerance: float | None = None,
     max_steps: int = 50,
     loss: str = "half_mean",
     params: Any = None,
@@ -194,9 +103,11 @@ def aiming(
 
         theta = <grad L(w), w - w*> / L(w),   L = 1/(2n) sum_i |f_i - y_i|^2    (the gradient of all data)
 
-    theta does not depend on the factor of L. Aiming with theta > 0 on a tube around the solutions makes SGD
-    with step theta / (2 beta) as fast, per step and in the worst case, as gradient descent. The nearest
-    solution of a net cannot be found; w* is what `target` says, and the result names it.
+    theta does not depend on the factor of L. Aiming with theta > 0 on a tube around the solutions, growth alpha
+    there and beta the smoothness of every sample's loss give SGD with step theta / (2 beta) a number of steps
+    of the order of beta / alpha. Gradient descent has beta_L of the mean loss in place of beta: the same order
+    in the conditioning, but SGD takes up to beta / beta_L times the steps, which can be as large as n. The
+    nearest solution of a net cannot be found; w* is what `target` says, and the result names it.
 
     Cost: a forward and a backward pass on all data; "gauss_newton" adds `gauss_newton_solution`.
 
@@ -204,7 +115,8 @@ def aiming(
         model: a module whose outputs do not depend on the other samples.
         x: n inputs.
         y: n targets, numbers (n, C) or class labels taken as one-hot rows.
-        target: "gauss_newton", "final" (then give `final`), or a state dict or module.
+        target: "gauss_newton", "final" (then give `final`), or a state dict or module; w - w* is over the
+            parameters that move, `target_loss` is at all the state has.
         final: the weights at the end of training, for target="final".
         tolerance: as for `gauss_newton_solution`.
         max_steps: as for `gauss_newton_solution`.
@@ -218,7 +130,7 @@ def aiming(
 
     Raises:
         InputError: cross-entropy (its solutions are at infinity), BatchNorm or dropout in train mode, an
-            unknown target, weights that are the target.
+            unknown target, weights that are the target, a negative tolerance.
         NumericsError: the loss is 0 to rounding: the ratio is 0/0.
         ConvergenceError: no solution was reached from here.
 
@@ -232,19 +144,21 @@ def aiming(
     Reference: Liu, Drusvyatskiy, Belkin, Davis & Ma 2023 (arXiv 2306.02601), aiming condition; differs in
     that the projection on the solution set is replaced by a named stand-in.
     """
+    check_tolerance(tolerance)
     problem = Problem(model, x, y, params=params, output=output, dtype=dtype, loss=loss)
     residual, gradient = problem.slope()
     value = problem.loss_of(residual)
     problem.positive(value, "the aiming ratio")
-    goal, surrogate, steps = _goal(problem, target, final, tolerance, max_steps)
+    if isinstance(target, str) and target == "gauss_newton":
+        solution, surrogate = descend(problem, tolerance, max_steps), _SURROGATES[target]
+        goal = solution.weights
+    else:
+        solution, (goal, surrogate) = None, _given(problem, target, final)
     found = _ratio(problem, gradient, value, goal)
     if found is None:
         raise InputError("the weights are the target's own; measure at weights before it")
     product, distance = found
-    here = {name: w.detach().clone() for name, w in problem.weights().items()}
-    problem.load(goal)
-    reached = problem.loss_of(problem.residual())
-    problem.load(here)
+    far = solution is not None and solution.far
     return Aiming(
         theta=product / value,
         surrogate=surrogate,
@@ -252,27 +166,31 @@ def aiming(
         loss=value,
         distance=distance,
         growth=quadratic_growth(value, distance),
-        violated=product <= 0,
-        target_loss=reached,
-        steps=steps,
+        violated=product <= 0 and not far,
+        target_loss=_loss_at(problem, goal) if solution is None else solution.loss,
+        steps=0 if solution is None else solution.steps,
         convention=loss,
+        first_step=None if solution is None else solution.first_step,
+        first_loss=None if solution is None else solution.first_loss,
+        far=far,
         provenance=Provenance.here(device=str(problem.device)),
     )
 
 
-def _goal(
-    problem: Problem, target: Any, final: State | None, tolerance: float, max_steps: int
-) -> tuple[dict[str, Tensor], str, int]:
+def _given(problem: Problem, target: Any, final: State | None) -> tuple[dict[str, Tensor], str]:
+    """Return the state aimed at, all of it, and its name."""
     if not isinstance(target, str):
-        return problem.taken(target), _SURROGATES["given"], 0
-    if target == "gauss_newton":
-        solution = _descend(problem, tolerance, max_steps)
-        return solution.weights, _SURROGATES[target], solution.steps
+        return problem.held(target), _SURROGATES["given"]
     if target != "final":
         raise InputError(f"unknown target {target!r}; choose gauss_newton, final or give a state dict")
     if final is None:
         raise InputError("target='final' needs final=, the state dict at the end of training")
-    return problem.taken(final), _SURROGATES[target], 0
+    return problem.held(final), _SURROGATES[target]
+
+
+def _loss_at(problem: Problem, state: dict[str, Tensor]) -> float:
+    problem.load(state)
+    return problem.loss_of(problem.residual())
 
 
 def _ratio(
@@ -294,7 +212,7 @@ def aiming_along(
     target: Target = "final",
     *,
     margin: float = 100.0,
-    tolerance: float = 1e-20,
+    tolerance: float | None = None,
     max_steps: int = 50,
     loss: str = "half_mean",
     params: Any = None,
@@ -307,9 +225,11 @@ def aiming_along(
 
     With "final" w* is the last state, the same for all; with "gauss_newton" each state has its own. A
     final iterate is no solution: for a linear model theta is then only at least 2 (1 - sqrt(L(w*) / L)) and
-    tends to 1 on the last steps. So verdicts are from states with L >= margin L(w*), where that is 1.8.
+    tends to 1 on the last steps. So verdicts are from states with L >= margin L(w*), where that is 1.8; and
+    of "gauss_newton" from those whose solution is not `far`. All else a state has, frozen layers and buffers,
+    is loaded with it.
 
-    Cost: that of `aiming` for each state; "final" holds the states.
+    Cost: that of `aiming` for each state; "final" holds copies of the states.
 
     Args:
         model: the module the states belong to.
@@ -329,7 +249,7 @@ def aiming_along(
         An `AimingPath`.
 
     Raises:
-        InputError: as for `aiming`; no state.
+        InputError: as for `aiming`; no state, a margin below 0 or not finite.
         ConvergenceError: "gauss_newton" reached no solution from a state.
 
     Example:
@@ -340,29 +260,31 @@ def aiming_along(
 
     Reference: as `aiming`.
     """
+    check_margin(margin)
+    check_tolerance(tolerance)
     problem = Problem(model, x, y, params=params, output=output, dtype=dtype, loss=loss)
     path: Iterable[State] = states
-    fixed: dict[str, Tensor] | None = None
+    fixed, surrogate = None, _SURROGATES["gauss_newton"]
     if not (isinstance(target, str) and target == "gauss_newton"):
         last = None
         if isinstance(target, str):
-            held = [problem.taken(state) for state in states]
+            held = [problem.held(state) for state in states]
             path, last = held, held[-1] if held else None
             if last is None:
                 raise InputError("states is empty; give at least one state dict")
-        fixed, surrogate, _ = _goal(problem, target, last, tolerance, max_steps)
-    else:
-        surrogate = _SURROGATES[target]
-    thetas, losses, distances, growths, reached = [], [], [], [], 0.0
+        fixed, surrogate = _given(problem, target, last)
+    thetas, losses, distances, growths = [], [], [], []
+    solutions: list[Solution | None] = []
     for state in path:
         problem.load(state)
         residual, gradient = problem.slope()
         value = problem.loss_of(residual)
         losses.append(value)
-        goal = fixed
-        if goal is None and value >= floor(problem.dtype):
-            solution = _descend(problem, tolerance, max_steps)
-            goal, reached = solution.weights, max(reached, solution.loss)
+        goal, solution = fixed, None
+        if fixed is None and value >= floor(problem.dtype):
+            solution = descend(problem, tolerance, max_steps)
+            goal = solution.weights
+        solutions.append(None if solution is None else replace(solution, weights={}))
         found = None if goal is None else _ratio(problem, gradient, value, goal)
         thetas.append(None if found is None else found[0] / value)
         distances.append(None if found is None else found[1])
@@ -370,9 +292,12 @@ def aiming_along(
     if not losses:
         raise InputError("states is empty; give at least one state dict")
     if fixed is not None:
-        problem.load(fixed)
-        reached = problem.loss_of(problem.residual())
-    counted = {k: t for k, t in enumerate(thetas) if t is not None and losses[k] >= margin * reached}
+        reached = _loss_at(problem, fixed)
+    else:
+        reached = max((solution.loss for solution in solutions if solution), default=0.0)
+    far = [k for k, solution in enumerate(solutions) if solution and solution.far]
+    clear = {k for k, value in enumerate(losses) if value >= margin * reached and k not in far}
+    counted = {k: theta for k, theta in enumerate(thetas) if theta is not None and k in clear}
     return AimingPath(
         smallest=min(counted.values(), default=None),
         thetas=thetas,
@@ -385,5 +310,8 @@ def aiming_along(
         surrogate=surrogate,
         target_loss=reached,
         convention=loss,
+        first_steps=[] if fixed is not None else [s and s.first_step for s in solutions],
+        first_losses=[] if fixed is not None else [s and s.first_loss for s in solutions],
+        far=far,
         provenance=Provenance.here(device=str(problem.device)),
     )

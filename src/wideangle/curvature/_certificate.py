@@ -13,9 +13,9 @@ from wideangle.curvature._hessian_norm import hessian_norm
 from wideangle.curvature._landscape_rates import pl_gradient_step, solution_radius, uniform_pl
 from wideangle.curvature._pl import Extremes, kernel_extremes
 from wideangle.curvature._problem import Problem
-from wideangle.curvature._smooth import HessianSup, chain
+from wideangle.curvature._smooth import HessianSup, chain, off
 from wideangle.curvature._trace import kinks
-from wideangle.errors import InputError
+from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._model import OutputPick, take
 from wideangle.result import Provenance, Result
 from wideangle.seeds import generator
@@ -29,11 +29,13 @@ _GRID = [1.15**k for k in range(60)]
 class UniformConditioning(Result):
     """The mu with lambda_min(K(w)) >= mu on the ball |w - w_0| <= `radius`, and what follows from it.
 
-    `certified` is True only where `hessian`, `lipschitz` and `smoothness` are proven upper bounds on the
-    whole ball; else they are the largest values at `points` sampled weights, lower bounds of the suprema,
-    and mu is an estimate. `mu` is None where nothing positive is left; `reason` says why. `mu_paper` is what
-    the paper's inequality gives, `mu` the larger of it and of the singular-value form. `kernel_change` bounds
-    |K(w) - K(w_0)|_2; `lambda_seen` is the smallest lambda_min at the sampled points.
+    `certified` is True only where there is a mu and it is proven: `mu` is None where nothing positive is left,
+    and `reason` says why. With `method` "analytic", `hessian`, `lipschitz` and `smoothness` are upper bounds on
+    the whole ball; with "sampled" they are the largest values at `points` weights, lower bounds of the
+    suprema, and mu is an estimate. `lambda_0` is a lower bound of lambda_min(K(w_0)): rounding in the
+    gradients (as measured, `factor_error`) and the solver is taken off; None where none is known. `mu_paper`
+    is what the paper's inequality gives, `mu` the larger of it and of the singular-value form.
+    `kernel_change` bounds |K(w) - K(w_0)|_2; `lambda_seen` is the smallest such bound at the sampled points.
 
     With y: `residual` = |F(w_0) - y|, `solution_radius` the radius the paper needs, `solution_inside` whether
     that is at most `radius` (then, if certified, a solution exists in the ball and gradient descent on
@@ -84,7 +86,8 @@ def hessian_bound(model: nn.Module, x: Any, radius: float = 0.0) -> Tensor:
     and k the layers' input factors; at radius 0 it is the exact norm. More layers: the second derivative
     along a direction is a sum over layers of backward signals times squared forward signals; each is
     followed from its value at w_0 over the ball, backward ones by their largest entry. Exact up to rounding
-    (a factor 1 + 1e-9 is added).
+    (a factor 1 + 1e-9 is added). Softplus is taken as log(1 + e^z): torch's is z above `threshold`, 20 or more
+    here, which is off by 2.1e-9 at most in value and slope.
 
     Cost: one forward pass, one backward pass an output, the spectral norm of every weight matrix.
 
@@ -98,7 +101,8 @@ def hessian_bound(model: nn.Module, x: Any, radius: float = 0.0) -> Tensor:
         The bounds, (n, C), float64.
 
     Raises:
-        InputError: a model of another form, an activation with kinks, a negative radius.
+        InputError: a model of another form or whose outputs are not those of its layers, an activation with
+            kinks, a negative radius or one at which the bounds overflow.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
@@ -115,7 +119,17 @@ def hessian_bound(model: nn.Module, x: Any, radius: float = 0.0) -> Tensor:
     found = _analytic(problem)
     if isinstance(found, str):
         raise InputError(f"{found}; hessian_norm measures the Hessian at points of any smooth model")
-    return found.values(radius)
+    values = found.values(radius)
+    _refuse_overflow(radius, float(values.max()))
+    return values
+
+
+def _refuse_overflow(radius: float, *numbers: float) -> None:
+    """Refuse a radius at which bounds are not finite."""
+    if not all(math.isfinite(number) for number in numbers):
+        raise InputError(
+            f"radius={radius:g} is too large: what is bounded on that ball overflows; give a smaller radius"
+        )
 
 
 def _refuse_kinks(problem: Problem) -> None:
@@ -140,6 +154,8 @@ def _analytic(problem: Problem) -> HessianSup | str:
     flattens = not isinstance(problem.model, nn.Sequential) or isinstance(problem.model[0], nn.Flatten)
     if x.shape[1] != layers[0].weight.shape[1] or (problem.items[0].ndim > 2 and not flattens):  # type: ignore[union-attr]
         return "the first layer is applied to parts of a sample"
+    if off(layers, x, problem.values()):
+        return "the model's outputs are not those of its layers in order"
     return HessianSup(layers, x)
 
 
@@ -167,7 +183,9 @@ def uniform_conditioning(
     rounding. "sampled" has the largest values at w_0 and at `points` - 1 weights on the sphere (for H along
     each output's gradient and top eigenvector first, see `hessian_norm`): an estimate, never a proof.
     "auto" takes the proof where the model's form allows it and says in `reason` where it does not. The
-    tangent kernel at one point says nothing about a ball by itself.
+    tangent kernel at one point says nothing about a ball by itself. lambda_0 and L_F have the rounding of J
+    taken off and added, (sigma -+ e)^2 with e = 4 eps |J|_F of `dtype` and what the solver leaves; the proof is
+    of the model and data as cast to `dtype`, and not given where a softplus may pass its threshold.
 
     Cost: `kernel_extremes` at w_0 and `hessian_bound`; sampled, at each point the Hessian norm of every
     sample and output and the kernel's extreme eigenvalues.
@@ -192,7 +210,9 @@ def uniform_conditioning(
 
     Raises:
         InputError: activations with kinks (their Hessian is undefined), a radius that is not positive,
-            "analytic" for a model of another form, a radius of None without y.
+            one at which the bounds overflow, "analytic" for a model of another form, a radius of None
+            without y.
+        NumericsError: the model is not finite at the sampled weights.
 
     Example:
         >>> from wideangle import nets
@@ -224,18 +244,21 @@ def uniform_conditioning(
         reach = [radius] if radius is not None else _radii(centre, residual or 0.0)
         tried = []
         for distance in reach:
-            ball = _proven(bound, centre, distance)
-            tried.append(_conclude(ball, centre, residual, True, "", provenance))
-            if radius is not None or tried[-1].solution_inside:
+            ball, why = _proven(bound, centre, distance), bound.jumps(distance)
+            tried.append(_conclude(ball, centre, residual, "analytic", why, provenance))
+            if radius is not None or (tried[-1].solution_inside and tried[-1].certified):
                 return tried[-1]
             if tried[-1].mu is None:  # and none on any larger ball
                 break
         why = f"no ball of radius {reach[0]:.3g} or more is certified to hold a solution"
         return replace(tried[0], reason=f"{why}; {tried[0].reason}" if tried[0].reason else why)
     assert radius is not None
-    ball, seen = _sampled(problem, centre, radius, points, seed, dense_limit)
+    try:
+        ball, seen = _sampled(problem, centre, radius, points, seed, dense_limit)
+    except NumericsError as error:
+        raise NumericsError(f"at weights at distance radius={radius:g}: {error}") from error
     why = f"{bound}: largest values at {points} sampled weights, so mu is an estimate and no bound"
-    return _conclude(ball, centre, residual, False, why, provenance, seen, points)
+    return _conclude(ball, centre, residual, "sampled", why, provenance, seen, points)
 
 
 def _radii(centre: Extremes, residual: float) -> list[float]:
@@ -246,29 +269,41 @@ def _radii(centre: Extremes, residual: float) -> list[float]:
 
 def _proven(bound: HessianSup, centre: Extremes, radius: float) -> _Ball:
     values = bound.values(radius)
-    smoothness = float(values.norm())
-    return _Ball(radius, float(values.max()), math.sqrt(centre.largest) + smoothness * radius, smoothness)
+    lipschitz = math.sqrt(centre.largest_high) + float(values.norm()) * radius
+    return _ball(radius, values, lipschitz, centre.equations)
+
+
+def _ball(radius: float, values: Tensor, lipschitz: float, equations: int) -> _Ball:
+    largest, smoothness = float(values.max()), float(values.norm())
+    _refuse_overflow(radius, lipschitz * smoothness * radius, lipschitz * largest * radius * equations)
+    return _Ball(radius, largest, lipschitz, smoothness)
 
 
 def _sampled(
     problem: Problem, centre: Extremes, radius: float, points: int, seed: int, dense_limit: int
 ) -> tuple[_Ball, float | None]:
     """Return the largest values at w_0 and on the sphere, and the smallest lambda_min seen there."""
-    start = {name: w.detach().clone() for name, w in problem.weights().items()}
-    steepest, least = math.sqrt(centre.largest), centre.smallest
+    start = problem.now()
+    steepest, least = math.sqrt(centre.largest), _lower(centre)
     for k in range(1, points):
-        problem.load({name: start[name] + part for name, part in _draw(start, radius, seed, k).items()})
+        problem.place({name: start[name] + part for name, part in _draw(start, radius, seed, k).items()})
         ends = kernel_extremes(problem.cache(), problem.parameters, dense_limit=dense_limit)
         steepest = max(steepest, math.sqrt(ends.largest))
-        least = None if least is None or ends.smallest is None else min(least, ends.smallest)
-    problem.load(start)
+        lower = _lower(ends)
+        least = None if least is None or lower is None else min(least, lower)
+    problem.place(start)
     options = {"output": problem.output, "params": problem.names, "seed": seed}
     tables = [
         torch.as_tensor(hessian_norm(problem.model, item, radius, points=points - 1, **options).values)
         for item in problem.items
     ]
     values = torch.cat(tables).double()
-    return _Ball(radius, float(values.max()), steepest, float(values.norm())), least
+    return _ball(radius, values, steepest, centre.equations), least
+
+
+def _lower(ends: Extremes) -> float | None:
+    """Return the lower bound of the smallest eigenvalue, None where only an upper one is known."""
+    return None if ends.smallest is None else ends.smallest_low
 
 
 def _draw(start: dict[str, Tensor], radius: float, seed: int, k: int) -> dict[str, Tensor]:
@@ -282,32 +317,35 @@ def _conclude(
     ball: _Ball,
     centre: Extremes,
     residual: float | None,
-    certified: bool,
+    method: Literal["analytic", "sampled"],
     why: str,
     provenance: Provenance,
     seen: float | None = None,
     points: int = 0,
 ) -> UniformConditioning:
     known = {
-        "certified": certified,
         "radius": ball.radius,
-        "lambda_0": centre.smallest,
+        "lambda_0": _lower(centre),
         "hessian": ball.hessian,
         "lipschitz": ball.lipschitz,
         "smoothness": ball.smoothness,
-        "kernel_change": (math.sqrt(centre.largest) + ball.lipschitz) * ball.smoothness * ball.radius,
+        "kernel_change": (math.sqrt(centre.largest_high) + ball.lipschitz) * ball.smoothness * ball.radius,
         "lambda_seen": seen,
         "points": points,
-        "method": "analytic" if certified else "sampled",
+        "method": method,
         "equations": centre.equations,
         "residual": residual,
         "provenance": provenance,
     }
     if not centre.smallest:
         return UniformConditioning(mu=None, reason=f"no mu: {centre.verdict}", **known)
-    root = math.sqrt(centre.smallest) - ball.smoothness * ball.radius
+    if not centre.smallest_low:
+        why = f"no mu: the smallest eigenvalue, {centre.smallest:.3g}, is not above what rounding leaves"
+        return UniformConditioning(mu=None, reason=f"{why}; compute in float64", **known)
+    start = math.sqrt(centre.smallest_low)
+    root = start - ball.smoothness * ball.radius
     paper = uniform_pl(
-        centre.smallest,
+        centre.smallest_low,
         lipschitz=ball.lipschitz,
         hessian=ball.hessian,
         equations=centre.equations,
@@ -315,13 +353,14 @@ def _conclude(
     )
     mu = max(paper, root**2 if root > 0 else 0.0)
     if not mu > 0:
-        fits = math.sqrt(centre.smallest) / ball.smoothness
+        fits = start / ball.smoothness
         reason = (
             f"no mu: on a ball of radius {ball.radius:g} the Jacobian may change by "
-            f"{ball.smoothness * ball.radius:.3g}, above sqrt(lambda_0) = {math.sqrt(centre.smallest):.3g}; a "
+            f"{ball.smoothness * ball.radius:.3g}, above sqrt(lambda_0) = {start:.3g}; a "
             f"radius below about {fits:.2g}, or a wider net, is needed"
         )
         return UniformConditioning(mu=None, mu_paper=paper, reason=reason, **known)
+    known["certified"] = method == "analytic" and not why
     if residual is None:
         return UniformConditioning(mu=mu, mu_paper=paper, reason=why, **known)
     needed = solution_radius(residual, lipschitz=ball.lipschitz, mu=mu)

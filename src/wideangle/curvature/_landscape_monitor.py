@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.curvature._pl import kernel_extremes
-from wideangle.curvature._problem import Problem, floor, inner, squared
+from wideangle.curvature._problem import Problem, check_margin, entries, floor, inner, squared
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel._model import OutputPick
 from wideangle.result import Provenance, Result
@@ -24,11 +24,13 @@ __all__ = ["LandscapeMonitor", "LandscapeRun"]
 class LandscapeRun(Result):
     """What `LandscapeMonitor` recorded, one entry a look, and where the conditions fail.
 
-    `losses`, `pl_ratios` and `thetas` are of the loss called `convention`; `distances` from the first look.
-    `lambda_min` is empty where it was not asked for. An entry of `thetas` (aiming to the final iterate,
-    which is no projection) is None where the loss is 0 to rounding, the state was not kept, or at the end.
-    `clear` counts the looks with a theta and a loss of at least `margin` times the last one's: only these
-    count as violations of aiming and for `smallest_theta` (see `aiming_along`). `violations` are sentences;
+    `losses`, `pl_ratios` and `thetas` are of the loss called `convention`; `distances` from the first look,
+    over the parameters `params` named at the start and no others: layers unfrozen later and running
+    statistics change losses and ratios but are no part of gradients, distances, thetas or K. `lambda_min` is
+    empty where it was not asked for. An entry of `thetas` (aiming to the final iterate, which is no
+    projection) is None where the loss is 0 to rounding, the state was not kept, or at the end. `clear` counts
+    the looks with a theta and a loss of at least `margin` times the last one's: only these count as
+    violations of aiming and for `smallest_theta` (see `aiming_along`). `violations` are sentences;
     `constant` is the smallest PL* ratio, an upper bound of mu on the path.
     """
 
@@ -62,8 +64,8 @@ class LandscapeMonitor:
     finish is automatic and its result is `monitor.result`.
 
     Cost: for each look a forward and a backward pass on x, with `spectrum` `kernel_extremes`; `finish`
-    repeats the passes for the states kept. Memory: a copy of the model in `dtype`, and at most `keep` states
-    of the parameters that move; when there are more, every second one is dropped and from then on every
+    repeats the passes for the states kept. Memory: a copy of the model in `dtype`, and at most `keep` states,
+    with all parameters and buffers; when there are more, every second one is dropped and from then on every
     second look is kept. With `folder` the states lie there instead, as files of torch.save, and are deleted
     by `finish`.
 
@@ -78,13 +80,14 @@ class LandscapeMonitor:
         folder: where to keep them; in memory where left out.
         margin: how many times the last loss one must be for its aiming ratio to count.
         loss: the convention of L, one of `wideangle.losses.SQUARED_LOSSES`.
-        params: parameters that move.
+        params: parameters that move, for gradients, distances and the kernel; all that require a gradient
+            when the monitor is made where left out. The rest of the model is read at every look too.
         output: which part of a tuple, dict or ModelOutput is the output.
         dtype: compute in this type; None keeps the model's.
         dense_limit: as for `kernel_extremes`.
 
     Raises:
-        InputError: as for `aiming`; every below 1, keep below 2.
+        InputError: as for `aiming`; every below 1, keep below 2, a margin below 0 or not finite.
 
     Example:
         >>> net, x = nn.Linear(2, 1), torch.eye(2)
@@ -123,6 +126,7 @@ class LandscapeMonitor:
     ):
         if every < 1 or keep < 2:
             raise InputError(f"every={every} must be at least 1 and keep={keep} at least 2")
+        check_margin(margin)
         self._problem = Problem(model, x, y, params=params, output=output, dtype=dtype, loss=loss)
         self._model, self._every, self._spectrum, self._limit = model, every, spectrum, dense_limit
         self._threshold, self._keep, self._convention, self._margin = threshold, keep, loss, margin
@@ -131,6 +135,7 @@ class LandscapeMonitor:
             self._folder.mkdir(parents=True, exist_ok=True)
         self._calls, self._stride, self._stopped = 0, 1, False
         self._first: dict[str, Tensor] | None = None
+        self._last: dict[str, Tensor] = {}
         self._states: dict[int, dict[str, Tensor] | Path] = {}
         self._steps: list[int] = []
         self._losses: list[float] = []
@@ -208,7 +213,7 @@ class LandscapeMonitor:
             self._stopped = True
             self._violations.append(f"step {step}: {error}; nothing was recorded from here on")
             return
-        here = {name: w.detach().clone() for name, w in problem.weights().items()}
+        here = self._last = problem.now()
         if self._first is None:
             self._first = here
         value = problem.loss_of(residual)
@@ -223,10 +228,10 @@ class LandscapeMonitor:
         self._hold(len(self._steps) - 1)
 
     def _hold(self, look: int) -> None:
-        """Keep the model's parameters as they are, thinning out what is kept where there are too many."""
+        """Keep the model's parameters and buffers as they are, thinning out what is kept where there are too many."""
         if look % self._stride:
             return
-        state = {n: self._model.get_parameter(n).detach().cpu().clone() for n in self._problem.names}
+        state = {n: t.detach().cpu().clone() for n, t in entries(self._model).items()}
         if self._folder is None:
             self._states[look] = state
         else:
@@ -247,10 +252,7 @@ class LandscapeMonitor:
         """Return theta to the last look's weights, for the looks whose states were kept."""
         problem = self._problem
         thetas: list[float | None] = [None] * len(self._steps)
-        if not self._stopped:
-            problem.load(self._model)
-        # the copy holds the last weights that could be measured
-        final = {name: w.detach().clone() for name, w in problem.weights().items()}
+        final = self._last  # the last weights that could be measured
         for look, kept in self._states.items():
             problem.load(torch.load(kept) if isinstance(kept, Path) else kept)
             way = {name: w.detach() - final[name] for name, w in problem.weights().items()}

@@ -250,7 +250,9 @@ def iterations(
 
         T = ceil(log(distance^2 / target) / (step growth (theta - beta step)))
 
-    At step = theta / (2 beta): 4 beta / (growth theta^2) times the logarithm, as for gradient descent.
+    At step = theta / (2 beta): 4 beta / (growth theta^2) times the logarithm. Gradient descent has the mean
+    loss's own smoothness beta_L in place of beta: the same order in the conditioning, but SGD takes up to
+    beta / beta_L times the steps, which can be as large as n.
 
     Args:
         target: the squared distance wanted.

@@ -30,7 +30,9 @@ class Extremes(Result):
     """The extreme eigenvalues of the full tangent kernel K (nC x nC), and what is known of the smallest.
 
     `smallest` is None where only the upper bound `smallest_high` is known; 0 where K is singular to the
-    resolution, then `rank` is below `equations` where it was counted. `verdict` says why.
+    resolution, then `rank` is below `equations` where it was counted. `verdict` says why. `smallest_low` and
+    `smallest_high` hold the smallest eigenvalue with what rounding may have done to it, and `largest_high` is
+    above the largest: with e = `factor_error` of J's dtype plus the solver's, (sigma -+ e)^2.
     """
 
     largest: float = 0.0
@@ -41,6 +43,8 @@ class Extremes(Result):
     parameters: int = 0
     method: str = ""
     verdict: str = ""
+    smallest_low: float = 0.0
+    largest_high: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ class PLPath(Result):
 
     `constant` is the largest mu for which PL* (relaxed by `epsilon`) holds at the states looked at: an upper
     bound of mu on any ball that holds them, never a lower one. An entry of `ratios` is None where the loss
-    is 0 to rounding: PL* holds there whatever mu. `lambda_min` has an entry a state where it was asked for.
+    is 0 to rounding: PL* holds there whatever mu. `distances` are from the first state, over the parameters
+    that move (`params`) and no others, as are the gradients and K. `lambda_min` has an entry a state where it
+    was asked for.
     """
 
     constant: float | None = None
@@ -93,7 +99,8 @@ def kernel_extremes(cache: Factors, parameters: int, *, dense_limit: int = 4096)
     Up to 1,024 equations whose Jacobian is small enough, by its singular values in float64: an eigenvalue
     counts as 0 where sigma <= max(eps max(nC, p) sigma_max, 4 eps_J |J|_F), what the solver and the precision
     of J leave, far below what K's own rounding does. Up to `dense_limit` by the eigenvalues of K: `smallest` is
-    the lower end of `condition_interval`. Above it there is only an upper bound, and `smallest` is None.
+    the lower end of `condition_interval`. `smallest_low` is a lower bound either way. Above it there is only an
+    upper bound, and `smallest` is None.
 
     Cost: (nC)^2 p multiply-adds and nC p numbers; or 4/3 (nC)^3 and (nC)^2 numbers; or 200 products with K.
 
@@ -125,8 +132,12 @@ def kernel_extremes(cache: Factors, parameters: int, *, dense_limit: int = 4096)
     verdict = _few(parameters, size) if few else f"smallest eigenvalue {found.verdict}"
     if found.method != "dense" and not few:
         verdict += f": {size} equations are above dense_limit={dense_limit}, so there is no lower bound"
+    error = factor_error(size * found.largest, cache.dtype)
+    high = max(found.largest + found.resolution, (math.sqrt(found.largest) + error) ** 2)
     return Extremes(
         largest=found.largest,
+        smallest_low=0.0 if few else found.smallest_low,
+        largest_high=high,
         smallest=0.0 if singular else found.smallest_low if found.resolved else None,
         smallest_high=0.0 if few else found.smallest_high,
         equations=size,
@@ -146,7 +157,8 @@ def _by_jacobian(cache: Factors, parameters: int) -> Extremes:
     values = torch.linalg.svdvals(torch.linalg.qr(J.T, mode="r").R if J.shape[1] > 2 * len(J) else J)
     top, size = float(values[0]), len(J)
     solver = torch.finfo(torch.float64).eps * max(size, parameters) * top
-    rank = int((values > max(solver, factor_error(float(J.square().sum()), cache.dtype))).sum())
+    gradients = factor_error(float(J.square().sum()), cache.dtype)
+    rank, error = int((values > max(solver, gradients)).sum()), solver + gradients
     smallest = float(values[-1]) ** 2 if rank == size else 0.0
     verdict = "positive definite"
     if parameters < size:
@@ -156,7 +168,9 @@ def _by_jacobian(cache: Factors, parameters: int) -> Extremes:
     return Extremes(
         largest=top**2,
         smallest=smallest,
-        smallest_high=smallest,
+        smallest_low=max(float(values[-1]) - error, 0.0) ** 2 if rank == size else 0.0,
+        smallest_high=(float(values[-1]) + error) ** 2 if parameters >= size else 0.0,
+        largest_high=(top + error) ** 2,
         rank=rank,
         equations=size,
         parameters=parameters,
@@ -289,11 +303,13 @@ def pl_along(
         model: the module the states belong to.
         x: n inputs.
         y: n targets.
-        states: state dicts or modules, in order; distances are from the first one.
+        states: state dicts or modules, in order. Every parameter and buffer they have is loaded, so that
+            frozen layers and running statistics are as in the state; what one lacks is as in `model`.
         epsilon: the loss below which relaxed PL* asks nothing.
         spectrum: measure lambda_min of the kernel at every state.
         loss: the convention of L, as for `pl_ratio`.
-        params: parameters that move.
+        params: parameters that move: gradients, kernel and distances are of these; all that require a
+            gradient in `model` where left out.
         output: which part of a tuple, dict or ModelOutput is the output.
         dtype: compute in this type; None keeps the model's.
         dense_limit: as for `kernel_extremes`.
@@ -320,13 +336,12 @@ def pl_along(
     losses, ratios, distances, smallest = [], [], [], []
     for state in states:
         problem.load(state)
-        here = problem.weights()
-        if start is None:
-            start = {name: w.detach().clone() for name, w in here.items()}
+        here = problem.now()
+        start = here if start is None else start
         value, ratio, _, _ = _measured(problem)
         losses.append(value)
         ratios.append(ratio)
-        distances.append(math.sqrt(squared({name: here[name].detach() - start[name] for name in start})))
+        distances.append(math.sqrt(squared({name: here[name] - start[name] for name in start})))
         if spectrum:
             ends = kernel_extremes(problem.cache(), problem.parameters, dense_limit=dense_limit)
             smallest.append(ends.smallest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ from wideangle.kernel._model import (
 from wideangle.losses import SQUARED_LOSSES, hessian_factor
 from wideangle.targets import prepare_targets
 
-__all__ = ["Problem", "State", "floor", "inner", "squared"]
+__all__ = ["Problem", "State", "check_margin", "entries", "floor", "inner", "squared"]
 
 State = Mapping[str, Tensor] | nn.Module
 
@@ -33,6 +34,18 @@ State = Mapping[str, Tensor] | nn.Module
 def floor(dtype: torch.dtype) -> float:
     """Return the loss below which ratios by the loss are 0/0: 1e-12 in float64, 1e-6 in anything shorter."""
     return 1e-12 if dtype == torch.float64 else 1e-6
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a `margin` that is no multiple of a loss.
+
+    Raises:
+        InputError: it is below zero or not finite.
+    """
+    if not (math.isfinite(margin) and margin >= 0):
+        raise InputError(
+            f"margin={margin} must be zero or more and finite: it multiplies the target's loss; 100 is usual"
+        )
 
 
 class Problem:
@@ -65,6 +78,7 @@ class Problem:
         for name, parameter in self.model.named_parameters():
             parameter.grad = None
             parameter.requires_grad_(name in self.names)
+        self._first: dict[str, Tensor] = {}  # what does not move, as it was before a state changed it
         self.output = output
         self.items = [self._cast(item) for item in batches(x, self.device)]
         self.samples = sum(batch_size(item) for item in self.items)
@@ -96,35 +110,66 @@ class Problem:
         return {name: self.model.get_parameter(name) for name in self.names}
 
     def taken(self, state: State) -> dict[str, Tensor]:
-        """Return the parameters that move as `state` has them, checked and cast.
+        """Return the parameters that move as `state` has them, checked, cast and copied.
 
         Raises:
             InputError: a parameter is missing, has another shape or is not finite.
         """
-        given = _entries(state)
+        given = entries(state)
         found = {}
         for name, mine in self.weights().items():
             if name not in given or given[name].shape != mine.shape:
                 shape = tuple(given[name].shape) if name in given else "no such entry"
-                raise InputError(
-                    f"the state has {shape} for parameter {name!r} of shape {tuple(mine.shape)}; give a state "
-                    "dict of this model"
-                )
-            found[name] = given[name].detach().to(self.device, self.dtype)
+                raise _unlike(f"{shape} for parameter {name!r} of shape {tuple(mine.shape)}")
+            found[name] = given[name].detach().to(self.device, self.dtype, copy=True)
             if not bool(torch.isfinite(found[name]).all()):
                 raise InputError(f"the state's parameter {name!r} is not finite; give an earlier state")
         return found
 
+    def held(self, state: State) -> dict[str, Tensor]:
+        """Return copies of all that `state` has of this model: what moves, checked, and what does not.
+
+        Raises:
+            InputError: as for `taken`; another parameter or buffer has another shape.
+        """
+        given, moving = entries(state), self.taken(state)
+        fixed = {name: given[name] for name in self._fixed() if name in given}
+        for name, mine in self._fixed().items():
+            if name in fixed and fixed[name].shape != mine.shape:
+                raise _unlike(f"{tuple(fixed[name].shape)} for {name!r} of shape {tuple(mine.shape)}")
+        kept = {n: t.detach().to(self.device, self._fixed()[n].dtype, copy=True) for n, t in fixed.items()}
+        return {**kept, **moving}
+
+    def _fixed(self) -> dict[str, Tensor]:
+        """Return the buffers and the parameters that do not move, as they are now (no copies)."""
+        moving = set(self.names)
+        others = {name: w for name, w in self.model.named_parameters() if name not in moving}
+        return {**dict(self.model.named_buffers()), **others}
+
     def load(self, state: State) -> None:
-        """Move the copy to `state`: parameters that move, and buffers where it has them."""
-        new = self.taken(state)
-        given = _entries(state)
+        """Move the copy to `state`, with the parameters that do not move and the buffers it has.
+
+        Of these, what it lacks is as the model had it at first.
+        """
+        new = self.held(state)
+        self.place(new)
+        with torch.no_grad():
+            for name, mine in self._fixed().items():
+                if name in new and not torch.equal(mine, new[name]):
+                    self._first.setdefault(name, mine.detach().clone())
+                    mine.copy_(new[name])
+                elif name not in new and name in self._first:
+                    mine.copy_(self._first[name])
+
+    def place(self, weights: Mapping[str, Tensor]) -> None:
+        """Put the parameters that move to `weights` and leave all else as it is."""
         with torch.no_grad():
             for name, parameter in self.weights().items():
-                parameter.copy_(new[name])
-            for name, buffer in self.model.named_buffers():
-                if name in given:
-                    buffer.copy_(given[name])
+                parameter.copy_(weights[name])
+
+    def now(self) -> dict[str, Tensor]:
+        """Return copies of the parameters that move, as they are now."""
+        return {name: w.detach().clone() for name, w in self.weights().items()}
 
     def _forward(self) -> Tensor:
         parts = []
@@ -134,14 +179,22 @@ class Problem:
             parts.append(logits(raw, self.output, batch_size(item)))
         return torch.cat(parts)
 
+    def values(self) -> Tensor:
+        """Return F(w), (n, C).
+
+        Raises:
+            NumericsError: an output is not finite.
+        """
+        with torch.no_grad():
+            return self._checked(self._forward())
+
     def residual(self) -> Tensor:
         """Return r = F(w) - y, (n, C).
 
         Raises:
             NumericsError: an output is not finite.
         """
-        with torch.no_grad():
-            return self._checked(self._forward()) - self.y
+        return self.values() - self.y
 
     def _checked(self, f: Tensor) -> Tensor:
         if not bool(torch.isfinite(f).all()):
@@ -184,8 +237,16 @@ class Problem:
             )
 
 
-def _entries(state: State) -> Mapping[str, Tensor]:
-    return state.state_dict() if isinstance(state, nn.Module) else state
+def entries(state: State) -> dict[str, Tensor]:
+    """Return the tensors of a state dict; of a module its buffers that no state dict holds, too."""
+    found = state
+    if isinstance(state, nn.Module):
+        found = {**dict(state.named_buffers()), **state.state_dict()}
+    return {name: t for name, t in found.items() if isinstance(t, Tensor)}  # type: ignore[union-attr]
+
+
+def _unlike(what: str) -> InputError:
+    return InputError(f"the state has {what}; give a state dict of this model")
 
 
 def squared(pieces: Mapping[str, Tensor]) -> float:

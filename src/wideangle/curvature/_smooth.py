@@ -12,7 +12,7 @@ Hessian of a wide net small. Every factor is followed over the whole ball from i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from wideangle.nets.activations import ACTIVATIONS
 from wideangle.nets.mlp import MLP
 
-__all__ = ["DERIVATIVES", "Layer", "chain", "hessian_sup"]
+__all__ = ["DERIVATIVES", "HessianSup", "Layer", "chain", "hessian_sup", "off"]
 
 _ROUNDING = 1 + 1e-9
+_THRESHOLD = 20.0  # torch's softplus is z above it: a jump of log(1 + exp(-20)) = 2.1e-9, in the slope too
+_UNSEEN = 37.0  # from here on that jump is below the rounding of float64
 
 # largest |act'|, |act''|, |act'''| over the real line, rounded up
 DERIVATIVES: dict[str, tuple[float, float, float]] = {
@@ -51,19 +53,24 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class Layer:
-    """z = W (scale h) + bias, then the activation called `activation`; all numbers float64."""
+    """z = W (scale h) + bias, then the activation called `activation`; all numbers float64.
+
+    `limit` is the z above which torch computes another function: the threshold of a softplus.
+    """
 
     weight: Tensor
     bias: bool
     shift: Tensor
     scale: float
     activation: str
+    limit: float = math.inf
 
 
 def _layer(linear: nn.Linear, scale: float, activation: str) -> Layer:
     weight = linear.weight.detach().double()
     shift = torch.zeros_like(weight[:, 0]) if linear.bias is None else linear.bias.detach().double()
-    return Layer(weight, linear.bias is not None, shift, scale, activation)
+    limit = _THRESHOLD if activation == "softplus" else math.inf
+    return Layer(weight, linear.bias is not None, shift, scale, activation, limit)
 
 
 def chain(model: nn.Module) -> list[Layer] | str:
@@ -113,18 +120,40 @@ def _of_sequential(model: nn.Module) -> list[Layer] | str:
         name = _MODULES.get(kind)
         if (kind is nn.GELU and part.approximate != "none") or (kind is nn.Softplus and part.beta != 1):
             name = None
+        if kind is nn.Softplus and not part.threshold >= _THRESHOLD:  # type: ignore[operator]
+            jump = math.log1p(math.exp(-part.threshold))  # type: ignore[operator]
+            return f"Softplus(threshold={part.threshold}) jumps by {jump:.2g}; a threshold of 20 or more is needed"
         if name is None or not layers:
             return f"no bound of the derivatives is known for {kind.__name__} in this place"
         if name != "identity":
             if layers[-1].activation != "identity":
                 return "two activations follow each other"
             last = layers[-1]
-            layers[-1] = Layer(last.weight, last.bias, last.shift, last.scale, name)
+            limit = float(part.threshold) if kind is nn.Softplus else math.inf  # type: ignore[arg-type]
+            layers[-1] = replace(last, activation=name, limit=limit)
     if not layers:
         return "the model has no linear layer"
     if layers[-1].activation != "identity":
         return "the output passes through a non-linear function"
     return layers
+
+
+def off(layers: list[Layer], x: Tensor, outputs: Tensor) -> bool:
+    """Tell whether a model's `outputs` (n, C) differ from the chain's by more than rounding in their dtype.
+
+    Rounding by its worst case: (d + 3) eps |W| |h| a layer of d inputs, passed on by |W| and the largest slope.
+    """
+    eps, h = torch.finfo(outputs.dtype).eps, x.double()
+    error = torch.zeros_like(h)
+    for k, layer in enumerate(layers):
+        size, h = layer.weight.abs(), layer.scale * h
+        error = layer.scale * error @ size.T + (h.shape[1] + 3) * eps * (h.abs() @ size.T + layer.shift.abs())
+        h = h @ layer.weight.T + layer.shift
+        if k < len(layers) - 1:
+            z, h = h, FUNCTIONS[layer.activation](h)
+            error = DERIVATIVES[layer.activation][0] * error + 16 * eps * (h.abs() + z.abs())
+            error = error + (2.1e-9 if layer.activation == "softplus" else 0.0)
+    return outputs.shape != h.shape or not bool(((outputs.double() - h).abs() <= error).all())
 
 
 @dataclass
@@ -179,6 +208,17 @@ class HessianSup:
         columns = [one(row, radius, shifts, pushes) for row in head.weight]
         return torch.stack(columns, dim=1) * _ROUNDING
 
+    def jumps(self, radius: float) -> str:
+        """Return why the model is not the smooth function on the ball: a softplus past its threshold."""
+        shifts, _ = self._moved(radius)
+        for layer, z, shift in zip(self.layers, self.centre.z, shifts, strict=False):
+            if layer.limit < _UNSEEN and not bool((z.amax(1) + shift <= layer.limit).all()):
+                return (
+                    f"a softplus may pass its threshold {layer.limit:g} on the ball, where torch's function and its "
+                    f"slope jump by {math.exp(-layer.limit):.2g}: no proof; a smaller radius or threshold=37 gives one"
+                )
+        return ""
+
     def _moved(self, radius: float) -> tuple[list[Tensor], list[Tensor]]:
         """Return bounds of |z_l - z_l0| and of sqrt(scale^2 |h_{l-1}|^2 + 1 if biased), l = 1..L+1."""
         shift = torch.zeros_like(self.centre.sizes[0])
@@ -230,6 +270,8 @@ class HessianSup:
             form += bend[:, None, None] * lines[k][:, :, None] * lines[k][:, None, :]
             if k:
                 back, drift, outer = self._back(k, back, drift, shifts[k], radius)
+        if not bool(torch.isfinite(form).all()):
+            return torch.full_like(outer, math.inf)
         return torch.linalg.eigvalsh(form)[:, -1].clamp(min=0.0)
 
     def _back(

@@ -6,15 +6,9 @@ Every function says which it takes.
 
 from __future__ import annotations
 
-from wideangle.curvature._aiming import (
-    Aiming,
-    AimingPath,
-    Solution,
-    aiming,
-    aiming_along,
-    gauss_newton_solution,
-)
+from wideangle.curvature._aiming import Aiming, AimingPath, aiming, aiming_along
 from wideangle.curvature._certificate import UniformConditioning, hessian_bound, uniform_conditioning
+from wideangle.curvature._gauss_newton import Solution, gauss_newton_solution
 from wideangle.curvature._landscape_monitor import LandscapeMonitor, LandscapeRun
 from wideangle.curvature._landscape_rates import (
     aiming_bound,
