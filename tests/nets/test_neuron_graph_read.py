@@ -127,8 +127,12 @@ def test_weights_that_are_in_no_layer_are_named_and_leave_the_width_unknown(form
     assert len(found.unread_weights) == 1
     assert found.unread_weights[0] in found.unread
     assert (found.width, found.narrowest, found.at_output) == (None, "", False)
-    assert f"unknown: {found.unread_weights[0]} holds weights that are in no layer" in str(found)
+    assert f"unknown: the weights of {found.unread_weights[0]} are in no layer" in str(found)
     assert NeuronGraph.from_json(found.to_json()) == found
+
+
+def test_a_product_that_is_no_layer_names_its_parameter():
+    assert read(lambda m, x: hidden(m, x) * m.v).unread == ["mul (mul by v)"]
 
 
 class Attended(nn.Module):
@@ -167,7 +171,7 @@ def test_modules_with_weights_that_are_not_read_leave_the_width_unknown(model, x
     found = DAG.from_module(model, x)
     assert found.unread_weights == found.unread == [named]
     assert found.width is None
-    assert f"unknown: {named} holds weights that are in no layer" in str(found)
+    assert f"unknown: the weights of {named} are in no layer" in str(found)
 
 
 def test_a_product_of_two_signals_may_hide_the_second_layer():

@@ -94,7 +94,7 @@ class NeuronGraph(Result):
 
     def _width(self) -> str:
         if self.width is None and self.unread_weights:
-            return f"unknown: {', '.join(self.unread_weights)} holds weights that are in no layer"
+            return f"unknown: the weights of {', '.join(self.unread_weights)} are in no layer"
         if self.width is None:
             return f"unknown: {', '.join(self.unread)} may hold a second layer"
         where = f"{self.narrowest}{', an output' if self.at_output else ''}"

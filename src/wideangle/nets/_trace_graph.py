@@ -80,8 +80,8 @@ class _Reader:
 
     def finish(self) -> None:
         """Name the products with weights that no sum followed."""
-        for node in self.entrywise:
-            self._not_read(node.name, call_name(node), True)
+        for node, (weight, _) in self.entrywise.items():
+            self._not_read(node.name, f"{call_name(node)} by {_where(weight, node)}", True)
 
     def _not_read(self, name: str, kind: str, weights: bool) -> None:
         self.unread.append(f"{name} ({kind})")
