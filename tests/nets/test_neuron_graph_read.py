@@ -23,6 +23,7 @@ class Formula(nn.Module):
         self.w, self.v = nn.Parameter(torch.ones(5, 7)), nn.Parameter(torch.ones(7))
         self.pair, self.table = nn.Parameter(torch.ones(2, 1, 1)), nn.Parameter(torch.ones(2, 5))
         self.mixed = nn.Parameter(torch.ones(3, 7))
+        self.loose = [torch.ones(7, requires_grad=True)]
         self.register_buffer("fixed", torch.ones(2))
         self.formula = formula
 
@@ -93,6 +94,8 @@ def test_a_linear_output_is_what_moving_the_last_bias_says(formula, linear):
         (lambda m, x: torch.einsum("nk,k", hidden(m, x), m.v), 7),
         (lambda m, x: torch.tensordot(hidden(m, x), m.mixed, dims=([1], [1])), 7),
         (lambda m, x: torch.tensordot(hidden(m, x), m.v, dims=1), 7),
+        (lambda m, x: hidden(m, x) @ dict(m.named_parameters())["v"], 7),
+        (lambda m, x: hidden(m, x) @ m.loose[0], 7),
         (lambda m, x: (m.pair * torch.stack([hidden(m, x), hidden(m, 2 * x)])).sum(0), 2),
     ],
 )

@@ -62,12 +62,10 @@ class _Reader:
         if node.op == "placeholder":
             self.signals[node] = _Signal()
         elif not inputs:
-            owned = module is not None and _holds_weights(module)
-            if (
-                owned
-                or isinstance(node.meta.get(VALUE), nn.Parameter)
-                or self.trained & set(node.all_input_nodes)
-            ):
+            value = node.meta.get(VALUE)
+            owned = isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and value.requires_grad)
+            owned = owned or (module is not None and _holds_weights(module))
+            if owned or self.trained & set(node.all_input_nodes):
                 self.trained.add(node)
         else:
             joined = inputs[0].with_(inputs[1:])
