@@ -87,3 +87,33 @@ def test_what_is_refused(arguments, message: str):
 def test_outputs_of_different_shapes_are_refused():
     with pytest.raises(InputError, match=r"first returned \(5, 2\), number 1 \(5, 1\)"):
         Assembly([nn.Linear(3, 2), nn.Linear(3, 1)])(X.float())
+
+
+def test_outputs_of_different_types_are_refused():
+    mixed = Assembly([nn.Linear(3, 2), nn.Linear(3, 2).double()])
+    with pytest.raises(InputError, match=r"parameters of torch.float32 and torch.float64 .* assembly.double"):
+        mixed(X.float())
+    assert mixed.double()(X).dtype == torch.float64
+    with pytest.raises(RuntimeError):  # an ordinary one stays what it is
+        mixed(torch.ones(5, 4, dtype=torch.float64))
+    late = Assembly([nn.Linear(3, 2)])
+    late.sub_models.double()
+    with pytest.raises(InputError, match=r"outputs .* coefficients are of torch.float64 and torch.float32"):
+        late(X)
+
+
+def test_autocast_chooses_the_types():
+    subs = parts(2)
+    net = Assembly(subs).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        f = net(X.float())
+    assert torch.allclose(f.double(), net.double()(X), atol=0.05)
+
+
+def test_no_output_that_is_no_tensor():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(InputError, match=r"first returned tuple, number 0 tuple"):
+        Assembly([Two()])(X)

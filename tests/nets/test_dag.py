@@ -17,6 +17,8 @@ import scipy.sparse
 import torch
 from torch.func import functional_call, grad, jvp, vmap
 
+from wideangle import data
+from wideangle.curvature import linearity_gap
 from wideangle.kernel import tangent_kernel
 from wideangle.kernel.reference import jacobian_kernel
 from wideangle.nets import ACTIVATIONS, DAG, MLP
@@ -302,9 +304,30 @@ def test_the_example_trains_and_says_how_linear_it_is(capsys):
     example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "dag_digits.py"))
     example["main"](24)
     printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 5
     assert "width         24, 0 neurons under 10" in printed
     assert float(re.findall(r"accuracy +([\d.]+)%", printed)[0]) > 90
-    assert 0 < float(re.findall(r"Hessian norm +(\S+),", printed)[0]) < 0.5
+    assert 0 < float(re.findall(r"Hessian norm +(\S+) ", printed)[0]) < 0.5
+    sentence = (
+        r"moved the weights by (\S+); at that distance the net is ([a-z -]+): it leaves its linear "
+        r"expansion by (\S+) of the linear change"
+    )
+    moved, words, gap = re.findall(sentence, printed)[0]
+    few = data.load("digits", split="train").x[:4]
+    again = linearity_gap(example["build"](24), few, radius=float(moved)).relative
+    assert float(gap) == pytest.approx(again, rel=0.01)
+    assert words == example["verdict"](float(gap))
+
+
+def test_the_example_measures_distances_and_puts_gaps_in_words():
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "dag_digits.py"))
+    said = [example["verdict"](gap) for gap in (0.0, 0.099, 0.1, 0.499, 0.5, 3.0)]
+    assert said == ["near-linear"] * 2 + ["mildly non-linear"] * 2 + ["non-linear"] * 2
+    start = DAG.fcn(3, 1, width=4)
+    moved = copy.deepcopy(start)
+    moved.stages[0].weight.data[0] += 3.0
+    moved.stages[1].weight.data[0] -= 4.0
+    assert example["distance"](moved, start) == pytest.approx(5.0, rel=1e-6)
 
 
 @pytest.mark.slow

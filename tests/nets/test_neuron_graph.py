@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from wideangle.errors import InputError
 from wideangle.nets import DAG, MLP, ConvNet, NeuronGraph, ResNet
-from wideangle.nets._trace_graph import conv_in_degrees
+from wideangle.nets._trace_products import conv_in_degrees
 from wideangle.seeds import generator
 
 

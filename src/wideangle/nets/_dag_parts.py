@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from wideangle.errors import InputError
 from wideangle.nets._graph import Graph
-from wideangle.nets._layers import check_outputs
+from wideangle.nets._layers import check_outputs, feature_count
 from wideangle.nets._stage import Stage, Storage
 from wideangle.nets.activations import ACTIVATIONS, Activation, activation_function
 
@@ -43,9 +42,7 @@ class Listed:
 
 def layer_sizes(in_features: int | Sequence[int], outputs: int, hidden: list[int]) -> list[int]:
     """Return the sizes of all layers, inputs and outputs included, after a check."""
-    features = in_features if isinstance(in_features, int) else math.prod(in_features)
-    if features < 1:
-        raise InputError(f"in_features must be at least 1, got {in_features}")
+    features = feature_count(in_features)
     check_outputs(outputs)
     return [features, *hidden, outputs]
 

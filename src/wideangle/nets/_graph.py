@@ -69,14 +69,13 @@ def _labelled_edges(edges: Iterable[Any], labels: Sequence[Any]) -> tuple[list[A
     number: dict[Any, int] = {label: i for i, label in enumerate(labels)}
     pairs: list[tuple[int, int]] = []
     for edge in edges:
+        source, target = _ends(edge)
         try:
-            source, target = edge[0], edge[1]
-            pair = tuple(number.setdefault(end, len(number)) for end in (source, target))
-        except (TypeError, IndexError, KeyError) as error:
+            pairs.append((number.setdefault(source, len(number)), number.setdefault(target, len(number))))
+        except TypeError as error:
             raise InputError(
                 f"every edge must be a pair (from, to) of hashable labels, got {edge!r}"
             ) from error
-        pairs.append((pair[0], pair[1]))
     found, array = list(number), np.array(pairs, dtype=np.int64).reshape(-1, 2)
     if labels or not all(type(label) is int for label in found):
         return found, array
@@ -84,6 +83,23 @@ def _labelled_edges(edges: Iterable[Any], labels: Sequence[Any]) -> tuple[list[A
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return [found[i] for i in order], rank[array] if len(array) else array
+
+
+def _ends(edge: Any) -> tuple[Any, Any]:
+    """Return the two labels of an edge; refuse what only looks like a pair, and weights, which are not used."""
+    if isinstance(edge, (np.ndarray, torch.Tensor)):
+        edge = edge.tolist()
+    if not isinstance(edge, (tuple, list)) or len(edge) != 2:
+        weighted = isinstance(edge, (tuple, list)) and len(edge) == 3
+        more = (
+            "; weights or other data of an edge are not used: leave them out, and set the weights of the net in "
+            "stages[layer - 1].weight, in the order of edges(layer)"
+        )
+        raise InputError(
+            f"every edge must be a pair (from, to) of hashable labels, as a tuple or list, got {edge!r}"
+            + (more if weighted else "")
+        )
+    return edge[0], edge[1]
 
 
 def graph_edges(graph: Any) -> tuple[list[Any], np.ndarray]:
@@ -95,6 +111,9 @@ def graph_edges(graph: Any) -> tuple[list[Any], np.ndarray]:
             "with edges (from, to)"
         )
     nodes, edges = getattr(graph, "nodes", ()), graph.edges
+    several = getattr(graph, "is_multigraph", None)
+    if callable(several) and several():
+        edges = graph.edges()  # pairs, where graph.edges has (from, to, key)
     nodes, edges = (
         found() if callable(found) and not _iterable(found) else found for found in (nodes, edges)
     )
@@ -109,18 +128,36 @@ def adjacency_edges(matrix: Any) -> tuple[list[Any], np.ndarray]:
     """Return labels 0, 1, ... and the edges u -> v of the entries matrix[u, v] != 0, dense or scipy sparse."""
     if isinstance(matrix, torch.Tensor):
         matrix = (matrix.to_dense() if matrix.layout != torch.strided else matrix).detach().cpu().numpy()
-    shape = np.shape(matrix)
+    try:
+        shape = np.shape(matrix)
+    except ValueError as error:
+        raise InputError(
+            f"an adjacency must be a square matrix, but its rows differ in length: {error}"
+        ) from error
     if len(shape) != 2 or shape[0] != shape[1]:
         raise InputError(
             f"an adjacency must be a square matrix with entry [u, v] for the edge u -> v, got shape {tuple(shape)}"
         )
     if hasattr(matrix, "tocoo"):
         entries = matrix.tocoo()
+        _check_entries(entries.data)
         kept = entries.data != 0
         rows, columns = entries.row[kept], entries.col[kept]
     else:
+        _check_entries(np.asarray(matrix))
         rows, columns = np.nonzero(np.asarray(matrix))
     return list(range(shape[0])), np.stack([rows, columns], 1).astype(np.int64)
+
+
+def _check_entries(entries: np.ndarray) -> None:
+    if entries.dtype.kind not in "biufc":
+        raise InputError(f"the entries of an adjacency must be numbers, got {entries.dtype}")
+    strange = entries[~np.isfinite(entries)]
+    if len(strange):
+        raise InputError(
+            f"the adjacency has {len(strange)} entries that are not finite, such as {strange[0]}; where there is no "
+            "edge put 0"
+        )
 
 
 def check_graph(

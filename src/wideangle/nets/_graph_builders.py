@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,11 +45,19 @@ def dense_edges(sizes: Sequence[int], with_inputs: bool) -> np.ndarray:
 
 def degree_range(in_degree: InDegree) -> tuple[int, int]:
     """Return the smallest and the largest in-degree, after a check."""
-    low, high = (in_degree, in_degree) if isinstance(in_degree, int) else in_degree
-    bounds = math.floor(low), math.floor(high)
-    if not 1 <= bounds[0] <= bounds[1]:
-        raise InputError(f"in_degree must be at least 1, or a range (low, high) in order, got {in_degree}")
-    return bounds
+    pair: Any = (in_degree, in_degree) if isinstance(in_degree, Integral) else in_degree
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(_finite(end) for end in pair):
+        raise InputError(
+            f"in_degree must be a whole number, or a range (low, high) of two finite numbers, got {in_degree!r}"
+        )
+    low, high = (math.floor(end) for end in pair)
+    if not 1 <= low <= high:
+        raise InputError(f"in_degree must be at least 1, or a range (low, high) in order, got {in_degree!r}")
+    return low, high
+
+
+def _finite(number: Any) -> bool:
+    return isinstance(number, Real) and math.isfinite(number)
 
 
 def random_edges(

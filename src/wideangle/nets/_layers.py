@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -71,8 +73,10 @@ def layer_widths(
     width: int | Sequence[int], depth: int | None, bottleneck: int | None, default: int
 ) -> list[int]:
     """Return the width of each hidden layer, the middle one narrowed to `bottleneck`."""
-    if isinstance(width, int):
-        widths = [width] * (default if depth is None else depth)
+    if isinstance(width, Integral):
+        widths = [int(width)] * (default if depth is None else depth)
+    elif not isinstance(width, Iterable):
+        raise InputError(f"width must be a whole number, or one for every layer, got {width!r}")
     else:
         widths = [int(entry) for entry in width]
         if depth is not None and depth != len(widths):
@@ -88,12 +92,30 @@ def layer_widths(
     return widths
 
 
+def feature_count(in_features: int | Sequence[int]) -> int:
+    """Return the inputs per sample, a shape counting as its product, after a check."""
+    sizes = whole_numbers([in_features] if isinstance(in_features, Integral) else in_features)
+    if sizes is None:
+        raise InputError(f"in_features must be a whole number or a shape, got {in_features!r}")
+    if math.prod(sizes) < 1:
+        raise InputError(f"in_features must be at least 1, got {in_features}")
+    return math.prod(sizes)
+
+
 def image_shape(in_shape: Sequence[int]) -> tuple[int, int, int]:
     """Return (channels, height, width) after a check."""
-    shape = tuple(int(size) for size in in_shape)
-    if len(shape) != 3 or min(shape) < 1:
-        raise InputError(f"a convolutional net needs in_shape=(channels, height, width), got {shape}")
-    return shape
+    shape = whole_numbers(in_shape)
+    if shape is None or len(shape) != 3 or min(shape) < 1:
+        raise InputError(f"a convolutional net needs in_shape=(channels, height, width), got {in_shape!r}")
+    return shape[0], shape[1], shape[2]
+
+
+def whole_numbers(values: Any) -> tuple[int, ...] | None:
+    """Return a sequence of whole numbers as a tuple of int; None where it is something else."""
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        return None
 
 
 def check_images(x: torch.Tensor, in_shape: tuple[int, int, int]) -> None:

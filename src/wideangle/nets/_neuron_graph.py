@@ -37,31 +37,35 @@ class NeuronGraph(Result):
     """The graph of neurons of a module, layer by layer; `DAG.from_module` makes it. It cannot be trained.
 
     A neuron is one number of a weighted layer's output, its predecessors are the numbers it is a weighted
-    sum of. What has no weights makes no neurons: activations, reshaping, concatenation, sums of two signals
-    (identity skip connections), normalisation, pooling. A neuron that sees an average over pixels counts
-    one predecessor an average: those pixels enter with equal fixed shares and not with weights of their own.
+    sum of. No neurons are made by activations, reshaping, concatenation, sums of two signals (identity skip
+    connections), biases, pooling and normalisation, its scale and shift included. A neuron that sees an average
+    over pixels counts one predecessor an average: those pixels enter with equal fixed shares and not with
+    weights of their own.
 
     Attributes:
         layers: the weighted layers the output depends on, by depth.
-        width: smallest in-degree behind the first layer, outputs included; inf where there is none.
+        width: smallest in-degree behind the first layer, outputs included; inf where there is no second layer;
+            None, shown as unknown, where what was not read may hold a smaller one.
         narrowest: the name of the first layer that has it; at_output: whether an output layer has it.
         linear_output: nothing non-linear follows the last weighted layer.
         joins: sums and concatenations of two signals, which skip connections are made of.
         averages: poolings that average, by name.
-        unread: calls whose neurons were not read: their weights are in no layer, and a layer may be missing.
+        unread: calls whose neurons were not read, so that a layer may be missing; unread_weights: those of them
+            that hold weights, which are in no layer.
 
     Reference: Zhu, Liu & Belkin 2022 (arXiv 2205.11786), section 2; identity skip connections are theirs
     (appendix), average pooling and shared weights are read here as said above.
     """
 
     layers: list[NeuronLayer] = field(default_factory=list)
-    width: float = float("inf")
+    width: float | None = float("inf")
     narrowest: str = ""
     at_output: bool = False
     linear_output: bool = True
     joins: list[str] = field(default_factory=list)
     averages: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    unread_weights: list[str] = field(default_factory=list)
 
     def thin_neurons(self, below: int) -> dict[str, int]:
         """Return layer name -> neurons behind the first layer with fewer than `below` predecessors.
@@ -80,14 +84,21 @@ class NeuronGraph(Result):
     def rows(self) -> list[tuple[str, str]]:
         """Return one printed line a layer, then the summary."""
         lines = [(f"layer {layer.name}", _line(layer)) for layer in self.layers]
-        where = f"{self.narrowest}{', an output' if self.at_output else ''}"
-        lines.append(("width", f"{self.width:g} ({where})" if self.narrowest else "inf: no second layer"))
+        lines.append(("width", self._width()))
         lines.append(("linear output", "yes" if self.linear_output else "no"))
         for name in ("joins", "averages", "unread"):
             found = getattr(self, name)
             if found:
                 lines.append((name, ", ".join(found)))
         return lines
+
+    def _width(self) -> str:
+        if self.width is None and self.unread_weights:
+            return f"unknown: the weights of {', '.join(self.unread_weights)} are in no layer"
+        if self.width is None:
+            return f"unknown: {', '.join(self.unread)} may hold a second layer"
+        where = f"{self.narrowest}{', an output' if self.at_output else ''}"
+        return f"{self.width:g} ({where})" if self.narrowest else "inf: no second layer"
 
 
 def _line(layer: NeuronLayer) -> str:

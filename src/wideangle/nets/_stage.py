@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wideangle.errors import InputError
+
 __all__ = ["Stage", "Storage"]
 
 Storage = Literal["auto", "dense", "sparse"]
@@ -98,12 +100,31 @@ class Stage(nn.Module):
         blank = self.weight.new_zeros(self.rows * self.columns)
         return blank.scatter(0, self.source, self.weight).view(self.rows, self.columns)
 
-    def activate(self, pre: Tensor) -> Tensor:
-        """Return the values of the neurons, each group of rows through its activation."""
+    def activate(self, pre: Tensor, layer: int) -> Tensor:
+        """Return the values of the neurons, each group of rows through its activation.
+
+        Args:
+            pre: pre-activations (n, rows).
+            layer: the number of this layer, for the message.
+
+        Raises:
+            InputError: an activation that changes the shape, or returns no tensor.
+        """
         if len(self.groups) == 1:
-            return self.groups[0][2](pre)
-        return torch.cat([function(pre[:, a:b]) for a, b, function in self.groups], 1)
+            return _activated(self.groups[0][2], pre, layer)
+        return torch.cat([_activated(f, pre[:, a:b], layer) for a, b, f in self.groups], 1)
 
     def extra_repr(self) -> str:
         """Return the line that repr shows."""
         return f"{self.rows} neurons, {self.weight.numel()} edges from layers {self.needed}, {self.kind}"
+
+
+def _activated(function: Callable[[Tensor], Tensor], pre: Tensor, layer: int) -> Tensor:
+    found = function(pre)
+    if not isinstance(found, Tensor) or found.shape != pre.shape:
+        made = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise InputError(
+            f"the activation {getattr(function, '__name__', function)!r} of layer {layer} turned {tuple(pre.shape)} "
+            f"into {made}; an activation must keep the shape"
+        )
+    return found

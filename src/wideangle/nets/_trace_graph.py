@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -12,103 +11,19 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from wideangle.errors import InputError
+from wideangle.nets import _trace_names as names
 from wideangle.nets._neuron_graph import NeuronGraph, NeuronLayer
+from wideangle.nets._trace_products import (
+    call_name,
+    contracted,
+    conv_in_degrees,
+    occurrences,
+    reduced_axes,
+    varying,
+)
 from wideangle.nets._trace_values import VALUE, traced
 
-__all__ = ["conv_in_degrees", "neuron_graph"]
-
-JOINS = {
-    "add",
-    "iadd",
-    "sub",
-    "isub",
-    "rsub",
-    "add_",
-    "sub_",
-    "cat",
-    "concat",
-    "concatenate",
-    "stack",
-    "hstack",
-}
-SCALES = {"mul", "imul", "mul_", "div", "truediv", "itruediv", "div_", "multiply", "divide", "neg"}
-AVERAGES = {"mean", "sum", *(f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3))}
-SHAPES = {
-    *("flatten", "reshape", "view", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "movedim"),
-    *(
-        "swapaxes",
-        "t",
-        "expand",
-        "expand_as",
-        "view_as",
-        "clone",
-        "detach",
-        "to",
-        "float",
-        "double",
-        "type_as",
-    ),
-    *(
-        "getitem",
-        "getattr",
-        "chunk",
-        "split",
-        "narrow",
-        "pad",
-        "dropout",
-        "unflatten",
-        "index_select",
-        "roll",
-    ),
-    *("flip", "repeat", "unbind", "select", "ravel", "swapdims", "_assert", "eq", "size", "dim", "tile"),
-}
-SHAPE_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-POOLS = tuple(getattr(nn, f"{kind}AvgPool{d}d") for kind in ("", "Adaptive") for d in (1, 2, 3))
-ACTIVATIONS = {
-    *(
-        "relu",
-        "relu_",
-        "tanh",
-        "sigmoid",
-        "gelu",
-        "silu",
-        "erf",
-        "elu",
-        "leaky_relu",
-        "softplus",
-        "mish",
-        "selu",
-    ),
-    *(
-        "celu",
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-        "relu6",
-        "logsigmoid",
-        "softsign",
-        "tanhshrink",
-        "square",
-    ),
-    *(
-        "pow",
-        "abs",
-        "exp",
-        "sin",
-        "cos",
-        "sqrt",
-        "clamp",
-        "clip",
-        "softmax",
-        "log_softmax",
-        "logsumexp",
-        "max",
-    ),
-    *("layer_norm", "group_norm", "rms_norm", "normalize", "amax", "log", "maximum", "minimum"),
-    *(f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)),
-}
-ACTIVATION_HOMES = {f"torch.nn.modules.{name}" for name in ("activation", "normalization", "pooling")}
+__all__ = ["neuron_graph"]
 
 
 @dataclass(frozen=True)
@@ -132,24 +47,44 @@ class _Reader:
         self.model = model
         self.layers: list[NeuronLayer] = []
         self.signals: dict[fx.Node, _Signal] = {}
+        self.trained: set[fx.Node] = set()  # no signals, but they depend on parameters
+        self.scaled: dict[fx.Node, fx.Node] = {}  # what a node multiplies by constants
+        self.entrywise: dict[fx.Node, tuple[fx.Node, _Signal]] = {}  # products with weights, not yet summed
         self.joins: list[str] = []
         self.averages: list[str] = []
         self.unread: list[str] = []
+        self.unread_weights: list[str] = []
         self.calls: dict[str, int] = {}
 
     def read(self, node: fx.Node) -> None:
         inputs = [self.signals[parent] for parent in node.all_input_nodes if parent in self.signals]
+        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
         if node.op == "placeholder":
             self.signals[node] = _Signal()
-        elif inputs:
+        elif not inputs:
+            value = node.meta.get(VALUE)
+            owned = isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and value.requires_grad)
+            owned = owned or (module is not None and _holds_weights(module))
+            if owned or self.trained & set(node.all_input_nodes):
+                self.trained.add(node)
+        else:
             joined = inputs[0].with_(inputs[1:])
-            module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
             if node.op == "output":
                 self.signals[node] = joined
             elif module is not None:
                 self.signals[node] = self._module(node, module, joined)
             else:
-                self.signals[node] = self._call(node, joined, len(inputs))
+                self.signals[node] = self._call(node, joined)
+
+    def finish(self) -> None:
+        """Name the products with weights that no sum followed."""
+        for node, (weight, _) in self.entrywise.items():
+            self._not_read(node.name, f"{call_name(node)} by {_where(weight, node)}", True)
+
+    def _not_read(self, name: str, kind: str, weights: bool) -> None:
+        self.unread.append(f"{name} ({kind})")
+        if weights:
+            self.unread_weights.append(self.unread[-1])
 
     def _module(self, node: fx.Node, module: nn.Module, s: _Signal) -> _Signal:
         name = str(node.target)
@@ -165,77 +100,111 @@ class _Reader:
         if hasattr(module, "stages") and hasattr(module, "graph"):
             return self._dag(name, module, s)
         home = type(module).__module__
-        if isinstance(module, POOLS):
+        if isinstance(module, names.POOLS):
             self.averages.append(name)
-        elif home in ACTIVATION_HOMES and not isinstance(module, nn.MultiheadAttention):
+        elif home in names.ACTIVATION_HOMES and not isinstance(module, (nn.MultiheadAttention, nn.PReLU)):
             return replace(s, bent=True)
         elif (
-            not isinstance(module, (*SHAPE_MODULES, *NORMS))
+            not isinstance(module, (*names.SHAPE_MODULES, *names.NORMS))
             and "dropout" not in home
             and "padding" not in home
         ):
-            self.unread.append(f"{name} ({type(module).__name__})")
+            self._not_read(name, type(module).__name__, _holds_weights(module))
             return replace(s, bent=True)
         return s
 
-    def _call(self, node: fx.Node, s: _Signal, signals: int) -> _Signal:
-        name = (
-            node.target
-            if isinstance(node.target, str)
-            else getattr(node.target, "__name__", str(node.target))
-        )
-        name = name.strip("_") if name.startswith("__") else name
-        if name in ("linear", "matmul", "mm", "conv1d", "conv2d", "conv3d") and signals == 1:
-            found = self._product(node, name, s)
+    def _call(self, node: fx.Node, s: _Signal) -> _Signal:
+        name, operands = call_name(node), occurrences(node)
+        signals = [operand for operand in operands if operand in self.signals]
+        weights = [operand for operand in operands if operand in self.trained]
+        if name in names.JOINS:
+            if len(signals) > 1:
+                self.joins.append(node.name)
+            return s
+        if name in names.PRODUCTS and len(signals) == 1:
+            if not weights:
+                return s
+            found = self._product(node, name, signals[0], weights[0], s) if len(weights) < 3 else None
             if found is not None:
                 return found
-        if name in JOINS or (name in SCALES and signals == 1):
-            if signals > 1:
-                self.joins.append(f"{node.name}")
+        if name in names.SCALES and len(signals) == 1:
+            return self._scale(node, name, signals[0], weights, s)
+        if name in names.AVERAGES and not weights:
+            return self._sum(node, s)
+        if name in names.SHAPES and operands[0] in self.signals:
             return s
-        if name in AVERAGES:
-            self.averages.append(node.name)
-            return s
-        if name in SHAPES:
-            return s
-        if name not in ACTIVATIONS:
-            self.unread.append(f"{node.name} ({name})")
+        if name not in names.NORM_CALLS and (name not in names.ACTIVATIONS or weights):
+            self._not_read(node.name, name, bool(weights))
         return replace(s, bent=True)
 
-    def _product(self, node: fx.Node, name: str, s: _Signal) -> _Signal | None:
-        """Return the signal behind a product with a parameter; None where the other factor is a constant."""
-        x, weight = (node.args + tuple(node.kwargs.values()))[:2]
-        swapped = name in ("matmul", "mm") and x not in self.signals
-        x, weight = (weight, x) if swapped else (x, weight)
-        if not isinstance(weight, fx.Node) or not isinstance(x, fx.Node):
+    def _scale(
+        self, node: fx.Node, name: str, signal: fx.Node, weights: list[fx.Node], s: _Signal
+    ) -> _Signal:
+        """Return the signal behind a product of entries, or behind a division by or of something."""
+        divided = name in names.DIVISIONS
+        below = divided and (node.kwargs.get("other") if len(node.args) < 2 else node.args[1]) is signal
+        if divided and (below or weights or node.kwargs.get("rounding_mode")):
+            if weights:
+                self._not_read(node.name, name, True)
+            return replace(s, bent=True)
+        if weights:
+            self.entrywise[node] = weights[0], s
+            return replace(s, bent=False)
+        self.scaled[node] = signal
+        return s
+
+    def _sum(self, node: fx.Node, s: _Signal) -> _Signal:
+        """Return the signal behind a sum or average: a layer where each entry was multiplied by a weight."""
+        name, at = call_name(node), occurrences(node)[0]
+        path = [at]
+        while at in self.scaled:
+            at = self.scaled[at]
+            path.append(at)
+        alone = all(len(step.users) == 1 for step in path)
+        if name in ("sum", "mean") and at in self.entrywise and alone:
+            weight, before = self.entrywise[at]
+            tensor = weight.meta[VALUE]
+            degree = varying(tensor, at.meta[VALUE].shape, reduced_axes(node))
+            if degree:
+                del self.entrywise[at]
+                return self._weighted(node, _where(weight, node), f"mul, {name}", [degree], tensor, before)
+        stacked = call_name(at) == "stack" and name in ("sum", "mean")
+        axis = (at.args[1] if len(at.args) > 1 else at.kwargs.get("dim", 0)) if stacked else None
+        if isinstance(axis, int) and reduced_axes(node) == [axis % at.meta[VALUE].dim()]:
+            return s  # a sum over what was stacked is the join that the stack has named
+        self.averages.append(node.name)
+        return s
+
+    def _product(
+        self, node: fx.Node, name: str, signal: fx.Node, weight: fx.Node, s: _Signal
+    ) -> _Signal | None:
+        """Return the signal behind a product with weights; None where it is written in an unusual way."""
+        tensor, where = weight.meta[VALUE], _where(weight, node)
+        if name in ("einsum", "tensordot"):
+            degree = contracted(node, signal, weight)
+            return self._weighted(node, where, name, [degree], tensor, s) if degree else None
+        pair = (node.args + tuple(node.kwargs.values()))[:2]
+        swapped = name in ("matmul", "mm", "bmm") and pair[0] is weight
+        if pair != ((weight, signal) if swapped else (signal, weight)):
             return None
-        tensor = self._constant(weight)
-        if not (isinstance(tensor, nn.Parameter) or tensor.requires_grad):
-            return s
-        where = str(weight.target) if weight.op == "get_attr" else node.name
         if not name.startswith("conv"):
             rank = 1 if name == "linear" or swapped or tensor.dim() == 1 else 2
             return self._weighted(node, where, name, [tensor.shape[-rank]], tensor, s)
         given = (
             dict(zip(("bias", "stride", "padding", "dilation"), node.args[2:], strict=False)) | node.kwargs
         )
-        spatial = x.meta[VALUE].shape[2:]
+        spatial = signal.meta[VALUE].shape[2:]
         stride, padding, dilation = given.get("stride", 1), given.get("padding", 0), given.get("dilation", 1)
         degrees = conv_in_degrees(spatial, tensor.shape, stride, padding, dilation)
         return self._weighted(node, where, name, degrees, tensor, s)
-
-    def _constant(self, node: fx.Node) -> Tensor:
-        value = node.meta.get(VALUE)
-        return (
-            value if isinstance(value, Tensor) else reduce(getattr, str(node.target).split("."), self.model)
-        )
 
     def _weighted(
         self, node: fx.Node, name: str, kind: str, degrees: Sequence[int], weight: Tensor, s: _Signal
     ) -> _Signal:
         """Add a layer; `degrees` are those of the positions of one unit, or one for all."""
         self.calls[name] = self.calls.get(name, 0) + 1
-        neurons = int(node.meta[VALUE][0].numel())
+        value = node.meta[VALUE]
+        neurons = int(value[0].numel()) if value.dim() else 1
         return self._add(
             name if self.calls[name] == 1 else f"{name}, call {self.calls[name]}",
             kind,
@@ -264,35 +233,12 @@ class _Reader:
         return replace(found[0].with_(found[1:]), bent=not dag.linear_output)
 
 
-def conv_in_degrees(
-    spatial: Sequence[int], weight: Sequence[int], stride: Any, padding: Any, dilation: Any
-) -> list[int]:
-    """Return the in-degree at each output position of a convolution: taps inside the image times channels.
-
-    Args:
-        spatial: height and width (any number of axes) of the input.
-        weight: shape of the weight, (units, channels a unit sees, kernel...).
-        stride: one number or one an axis.
-        padding: zeros on each side, one number or one an axis, "same" or "valid".
-        dilation: one number or one an axis.
-    """
-    axes, kernel = len(spatial), weight[2:]
-    counts = []
-    for axis in range(axes):
-        size, taps = int(spatial[axis]), int(kernel[axis])
-        step, gap = _entry(stride, axis), _entry(dilation, axis)
-        reach = gap * (taps - 1)
-        total = {"same": reach, "valid": 0}.get(padding) if isinstance(padding, str) else None
-        before = total // 2 if total is not None else _entry(padding, axis)
-        around = total if total is not None else 2 * before
-        starts = np.arange(0, size + around - reach, step) - before
-        places = starts[:, None] + gap * np.arange(taps)
-        counts.append(((places >= 0) & (places < size)).sum(1))
-    return (int(weight[1]) * reduce(np.multiply.outer, counts)).ravel().tolist()
+def _holds_weights(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
 
 
-def _entry(value: Any, axis: int) -> int:
-    return int(value) if isinstance(value, int) else int(value[axis if len(value) > 1 else 0])
+def _where(weight: fx.Node, node: fx.Node) -> str:
+    return str(weight.target) if weight.op == "get_attr" else node.name
 
 
 def neuron_graph(model: nn.Module, x: Any) -> NeuronGraph:
@@ -306,13 +252,14 @@ def neuron_graph(model: nn.Module, x: Any) -> NeuronGraph:
     reader = _Reader(model)
     for node in nodes:
         reader.read(node)
+    reader.finish()
     end = reader.signals.get(nodes[-1])
-    if end is None or not reader.layers:
+    if end is None or not (reader.layers or reader.unread_weights):
         raise InputError(f"no weighted layer of {type(model).__name__} leads from x to its output")
     layers = [replace(layer, output=i in end.ends) for i, layer in enumerate(reader.layers)]
     layers.sort(key=lambda layer: layer.depth)
     counted = [layer for layer in layers if layer.depth >= 2]
-    width = min((layer.in_degrees[0] for layer in counted), default=float("inf"))
+    width = _width(counted, reader)
     narrow = [layer for layer in counted if layer.in_degrees[0] == width]
     return NeuronGraph(
         layers=layers,
@@ -323,7 +270,15 @@ def neuron_graph(model: nn.Module, x: Any) -> NeuronGraph:
         joins=reader.joins,
         averages=reader.averages,
         unread=reader.unread,
+        unread_weights=reader.unread_weights,
     )
+
+
+def _width(counted: list[NeuronLayer], reader: _Reader) -> float | None:
+    """Return the smallest in-degree, None where calls that were not read may hold a smaller one."""
+    if reader.unread_weights or (reader.unread and not counted):
+        return None
+    return min((layer.in_degrees[0] for layer in counted), default=float("inf"))
 
 
 def _ancestors(graph: fx.Graph) -> list[fx.Node]:

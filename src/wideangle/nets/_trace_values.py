@@ -118,7 +118,11 @@ def traced(model: nn.Module, x: Any, whole: tuple[type[nn.Module], ...]) -> fx.G
     attributes = set(vars(model))
     try:
         with _evaluating(model), torch.enable_grad():
-            return _Tracer({**given, **fixed}, whole).trace(model, fixed or None)
+            graph = _Tracer({**given, **fixed}, whole).trace(model, fixed or None)
+        for node in graph.nodes:
+            if node.op == "get_attr" and VALUE not in node.meta:  # buffers and constants, put in as they are
+                node.meta[VALUE] = reduce(getattr, str(node.target).split("."), model)
+        return graph
     except TraceError as error:
         raise InputError(
             f"torch.fx cannot follow {type(model).__name__}: {error}. A forward pass that branches on the values "

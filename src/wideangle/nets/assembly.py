@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Assembly(nn.Module):
     Raises:
         InputError: no sub-model, something that is no module, coefficients of another length or not
             finite, an unknown name, a scale that is not positive; in the forward pass, outputs that are no
-            tensors of one shape.
+            tensors of one shape and type.
 
     Example:
         >>> parts = [nn.Linear(2, 1, bias=False) for _ in range(4)]
@@ -79,22 +79,50 @@ class Assembly(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted sum, of the shape of one sub-model's output."""
-        outputs = [part(x) for part in self.sub_models]
+        outputs = self._outputs(x)
         first = outputs[0]
         for number, output in enumerate(outputs):
-            if not isinstance(output, Tensor) or output.shape != getattr(first, "shape", None):
-                kinds = [
-                    tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__ for o in (first, output)
-                ]
+            if _shape(output) is None or _shape(output) != _shape(first):
+                kinds = [_shape(o) or type(o).__name__ for o in (first, output)]
                 raise InputError(
                     f"sub-models must return tensors of one shape; the first returned {kinds[0]}, number {number} "
                     f"{kinds[1]}"
                 )
-        return torch.tensordot(self.coefficients, torch.stack(outputs), dims=1) / self.scale
+        _check_types([*outputs, self.coefficients])
+        stacked, v = torch.stack(outputs), self.coefficients
+        v = v if v.dtype == stacked.dtype else v.to(stacked.dtype)  # they differ under autocast only
+        return torch.tensordot(v, stacked, dims=1) / self.scale
+
+    def _outputs(self, x: Tensor) -> list[Tensor]:
+        try:
+            return [part(x) for part in self.sub_models]
+        except RuntimeError as error:
+            types = dict.fromkeys(str(p.dtype) for p in self.sub_models.parameters() if p.is_floating_point())
+            if len(types) < 2:
+                raise
+            raise InputError(
+                f"the sub-models hold parameters of {' and '.join(types)} and do not all take this input; "
+                "cast the assembly to one type, such as assembly.double()"
+            ) from error
 
     def extra_repr(self) -> str:
         """Return what `print` shows beside the sub-models."""
         return f"scale={self.scale:g}, trainable_coefficients={isinstance(self.coefficients, nn.Parameter)}"
+
+
+def _shape(output: Any) -> tuple[int, ...] | None:
+    """Return the shape of a tensor, or of what stands for one while the module is traced."""
+    return tuple(output.shape) if hasattr(output, "shape") and hasattr(output, "dtype") else None
+
+
+def _check_types(tensors: list[Tensor]) -> None:
+    """Raise where outputs and coefficients are not of one type; under autocast they need not be."""
+    types = dict.fromkeys(str(tensor.dtype) for tensor in tensors)
+    if len(types) > 1 and not torch.is_autocast_enabled(tensors[0].device.type):
+        raise InputError(
+            f"the outputs of the sub-models and the coefficients are of {' and '.join(types)}; cast the assembly "
+            "to one type, such as assembly.double()"
+        )
 
 
 def _coefficients(wanted: Coefficients, parts: list[nn.Module], generator: torch.Generator | None) -> Tensor:

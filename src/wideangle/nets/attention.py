@@ -10,7 +10,7 @@ from torch import nn
 
 from wideangle import seeds
 from wideangle.errors import InputError
-from wideangle.nets._layers import Parameterization, Recipe, check_outputs
+from wideangle.nets._layers import Parameterization, Recipe, check_outputs, whole_numbers
 from wideangle.nets.activations import Activation, activation_function
 
 __all__ = ["Transformer"]
@@ -124,8 +124,7 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         check_outputs(outputs)
-        self.in_shape = tuple(int(size) for size in in_shape)
-        self.patch = patch
+        self.in_shape, self.patch = _shape(in_shape), patch
         tokens, features = _tokens(self.in_shape, patch)
         hidden = width if hidden is None else hidden
         _check_sizes(width, depth, heads, hidden)
@@ -164,12 +163,17 @@ def _patches(x: torch.Tensor, side: int) -> torch.Tensor:
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, channels * side * side)
 
 
+def _shape(in_shape: Sequence[int]) -> tuple[int, ...]:
+    shape = whole_numbers(in_shape)
+    if shape is None or len(shape) not in (2, 3) or min(shape) < 1:
+        raise InputError(
+            f"an attention net needs in_shape=(tokens, features) or (channels, height, width), got {in_shape!r}"
+        )
+    return shape
+
+
 def _tokens(shape: tuple[int, ...], patch: int) -> tuple[int, int]:
     """Return the number of tokens and the features of each."""
-    if len(shape) not in (2, 3) or min(shape) < 1:
-        raise InputError(
-            f"an attention net needs in_shape=(tokens, features) or (channels, height, width), got {shape}"
-        )
     if len(shape) == 2:
         return shape[0], shape[1]
     channels, height, width = shape

@@ -57,7 +57,7 @@ class DAG(nn.Module):
             that no edge touches is a feature that is not used.
         outputs: the labels of the outputs in order; by default every vertex that feeds none.
         activation: of the hidden neurons: a name of `ACTIVATIONS`, a function, or a mapping from every
-            hidden label to one (it may name outputs too).
+            hidden label to one (it may name outputs too). It keeps the shape.
         output_activation: of the outputs; None leaves them linear.
         storage: "auto", or "dense" or "sparse" for every layer.
         generator: where the weights are drawn from; by default a fresh one with `seed`.
@@ -68,9 +68,10 @@ class DAG(nn.Module):
         stages: one module a layer, with its `weight`; linear_output: no output has an activation.
 
     Raises:
-        InputError: a duplicate edge, a cycle, a neuron that nothing feeds or that reaches no output, inputs
-            or outputs that are none, an activation that is missing or unknown; in the forward pass, inputs
-            of another size. The message names the vertices.
+        InputError: an edge that is no pair, a duplicate edge, a cycle, a neuron that nothing feeds or that
+            reaches no output, inputs or outputs that are none, an activation that is missing or unknown; in
+            the forward pass, inputs of another size, an activation that changes the shape. The message
+            names the vertices.
 
     Example:
         >>> net = DAG([("x", "a"), ("x", "b"), ("a", "b"), ("a", "y"), ("b", "y")], activation="tanh")
@@ -132,10 +133,10 @@ class DAG(nn.Module):
         if h.shape[1] != self.in_features:
             raise InputError(f"the net takes {self.in_features} inputs per sample, got {tuple(x.shape)}")
         values, before = [h], []
-        for stage in cast(list[Stage], self.stages):
+        for layer, stage in enumerate(cast(list[Stage], self.stages), 1):
             pre = stage(joined(values, stage.needed))
             before.append(pre)
-            values.append(stage.activate(pre))
+            values.append(stage.activate(pre, layer))
         return values, before
 
     def layers(self) -> list[list[Any]]:
@@ -219,7 +220,7 @@ class DAG(nn.Module):
             **options: as for `DAG`.
 
         Raises:
-            InputError: not square, or as for `DAG`.
+            InputError: not square, entries that are not finite numbers, or as for `DAG`.
 
         Example:
             >>> DAG.from_adjacency([[0, 1, 1], [0, 0, 1], [0, 0, 0]]).in_degrees()
@@ -353,7 +354,7 @@ class DAG(nn.Module):
             **options: as for `DAG`.
 
         Raises:
-            InputError: a size or in-degree below one, or as for `DAG`.
+            InputError: a size or in-degree below one or not whole, or as for `DAG`.
 
         Example:
             >>> net = DAG.random(10, 1, layers=(64, 64), in_degree=(8, 8**1.5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 
 from wideangle import seeds
 from wideangle.errors import InputError
-from wideangle.nets._layers import Parameterization, Recipe, check_outputs, layer_widths
+from wideangle.nets._layers import Parameterization, Recipe, check_outputs, feature_count, layer_widths
 from wideangle.nets.activations import Activation, activation_function
 
 __all__ = ["MLP"]
@@ -69,9 +68,7 @@ class MLP(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = in_features if isinstance(in_features, int) else math.prod(in_features)
-        if self.in_features < 1:
-            raise InputError(f"in_features must be at least 1, got {in_features}")
+        self.in_features = feature_count(in_features)
         check_outputs(outputs)
         recipe = Recipe(
             activation, parameterization, bias, gain, generator or seeds.generator(0, "nets", "mlp")
