@@ -135,6 +135,11 @@ def _aim(
         found = aiming(_at(study, weights), few, study.targets[:rows], tolerance=_SOLVED, output=study.output)
     except WideangleError as error:
         return None, f"The aiming ratio could not be measured: {error}."
+    if found.far:
+        return None, (
+            "The aiming ratio is not shown: the solution that Gauss-Newton steps reach from a state lies outside of where "
+            "the model is linear, so it is probably not the nearest."
+        )
     return found.theta, ""
 
 
