@@ -137,8 +137,8 @@ def _aim(
         return None, f"The aiming ratio could not be measured: {error}."
     if found.far:
         return None, (
-            "The aiming ratio is not shown: the solution that Gauss-Newton steps reach from a state lies outside of where "
-            "the model is linear, so it is probably not the nearest."
+            "The aiming ratio is not shown: the solution that Gauss-Newton steps reach from a state lies outside of "
+            "where the model is linear, so it is probably not the nearest."
         )
     return found.theta, ""
 
