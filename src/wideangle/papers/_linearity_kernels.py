@@ -47,9 +47,8 @@ def drawn(setting: Setting, name: str) -> list[int]:
 def widths(setting: Setting, name: str) -> list[int]:
     """Return channels, numbers per token, in-degrees or units."""
     if name in ("CNN", "ResNet"):
-        return (
-            {"CNN": [16, 32, 64], "ResNet": [16, 32]}[name] if setting.size == "smoke" else doubling(16, 128)
-        )
+        small = {"CNN": [16, 32, 64], "ResNet": [16, 32]}[name]
+        return small if setting.size == "smoke" else doubling(16, 64 if name == "ResNet" else 128)
     if setting.size == "smoke":
         return {"attention": [16, 48, 128], "random DAG": [8, 32, 128]}.get(name, [32, 96, 256])
     first = {"attention": 16, "random DAG": 8}.get(name, 32)
