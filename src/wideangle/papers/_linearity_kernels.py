@@ -21,6 +21,10 @@ from wideangle.papers._samples import signs
 
 NETWORKS = ["FCN", "CNN", "ResNet", "DenseNet", "random DAG", "attention", "tanh output", "bottleneck of 8"]
 
+# open, with all architectures together: in six digits the kernel of a few tens of channels moves by its own size,
+# where O(1 / sqrt(m)) says nothing yet (size cpu: CNN -0.45, interval -0.70 to -0.17; ResNet -0.22, -0.57 to 0.05)
+FEW_CHANNELS = ("CNN", "ResNet")
+
 
 def problem(setting: Setting) -> tuple[Tensor, Tensor]:
     """Return images of digits, and one half up or down by parity."""
@@ -86,12 +90,14 @@ def change(name: str) -> Test:
 
     def test(setting: Setting) -> Finding:
         found, lost = change_sweep(setting, name), missed(setting, name)
+        few_channels = "; open: too few channels for the limit, the kernel may move by its own size"
+        few_channels = few_channels if name in FEW_CHANNELS else ""
         return Finding(
             found.verdict == "transitions" and not lost,
             said(found) + (f"; {lost} runs miss the loss {GOAL:g}" if lost else ""),
             f"{len(problem(setting)[0])} digits, |K_t - K_0| / |K_0|, Frobenius, full batches at 1 / lambda_max(K_0); "
             "holds with the verdict 'transitions' (slope under -0.25, interval under -0.2) and no run that misses the "
-            f"loss; 95 % interval, {found.method}{few_seeds(setting)}",
+            f"loss; 95 % interval, {found.method}{few_channels}{few_seeds(setting)}",
             found.seeds,
         )
 
