@@ -99,3 +99,11 @@ def test_moving_changes_the_weights_by_the_distance():
     block._moved(assembly, x, 3.0, None)
     after = nn.utils.parameters_to_vector(assembly.parameters()).detach()
     assert float((after - before).norm()) == pytest.approx(3.0)
+
+
+def test_the_number_of_sub_models_needs_its_slope(monkeypatch: pytest.MonkeyPatch):
+    for slope, holds in ((-0.33, True), (-0.5, True), (-0.2, False), (-0.7, False)):
+        monkeypatch.setattr(layer, "_bottleneck", lambda m, w, s, slope=slope: sweeps.cell(m**slope, 1.0))
+        found = layer.bottleneck_width(Setting())
+        assert found.holds is holds
+        assert "size cpu decides" in found.detail

@@ -8,6 +8,7 @@ import pytest
 import torch
 from claims import has_verdict
 
+from wideangle.curvature.scaling import width_scaling
 from wideangle.nets import DAG
 from wideangle.papers import _dag_architectures as architectures
 from wideangle.papers import _dag_nets as nets
@@ -82,4 +83,32 @@ def test_constants_that_do_not_fall_and_steps_too_long_are_noticed(monkeypatch: 
     assert not architectures.narrow_layer(Setting()).holds  # its control stays too
     true = theory._kernel
     monkeypatch.setattr(theory, "_kernel", lambda net, x: 3 * true(net, x))
+    assert not theory.pl_with_nonlinear_output(Setting()).holds
+
+
+def test_controls_that_do_not_stay_are_noticed(monkeypatch: pytest.MonkeyPatch):
+    """The net with a narrow layer shall not fall and not grow either."""
+    falling, steps = {"[m, m]": -0.5, "random, in-degree m": -0.5}, {0.0: True, 0.5: False, -0.22: False}
+    for control, holds in steps.items():
+        slopes = {**falling, "[m, 4, m]": control}
+
+        def made(setting, name, factory, columns, metric, drawn=None, slopes=slopes):
+            slope = slopes[name.split(", R")[0].removesuffix(", gap")]
+            return width_scaling(lambda m, s: Fixed(m**slope), columns, lambda net: net.value, 6, jobs=1)
+
+        monkeypatch.setattr(nets, "scaling", made)
+        assert theory.ball(Setting()).holds is holds
+        assert theory.gap_falls(Setting()).holds is holds
+
+
+class Fixed(torch.nn.Module):
+    """A net of a known value."""
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = value
+
+
+def test_a_kernel_that_stays_is_no_descent_without_linearity(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(theory, "_bent", nets.fcn)
     assert not theory.pl_with_nonlinear_output(Setting()).holds

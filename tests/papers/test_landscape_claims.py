@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from claims import has_verdict
 from torch import nn
 
 from wideangle import curvature
+from wideangle.curvature.landscape import LandscapeRun
 from wideangle.papers import _aiming_networks as networks
 from wideangle.papers import _aiming_squares as squares
 from wideangle.papers import _landscape_condition as condition
@@ -141,20 +143,139 @@ def test_lstm_reports_what_it_finds(monkeypatch: pytest.MonkeyPatch):
         assert word + letters[int(label)] in text
     net = networks.CharacterLSTM(characters, 4, draws)
     assert net(x).shape == (5, characters)
-    monkeypatch.setattr(Setting, "pick", lambda self, smoke, cpu, paper: {64: 6, 300: 300}[smoke])
-    found = networks.lstm_on(Setting(), text)
-    table = found.tables[0]
-    known = [row[2] for row in table.cells if row[2] is not None]
-    assert found.holds is bool(min(known) > 0)
-    assert all(len(row) == len(table.columns) for row in table.cells)
     with pytest.raises(SkippedError):
         networks.lstm(Setting())
+    monkeypatch.setattr(Setting, "pick", lambda self, smoke, cpu, paper: {64: 6, 300: 300}[smoke])
+    has_verdict(networks.lstm_on(Setting(), text), True)
+    monkeypatch.setattr(Setting, "pick", lambda self, smoke, cpu, paper: {64: 6, 300: 5}[smoke])
+    with pytest.raises(SkippedError, match="no look counts for Adam, seed 0; momentum, seed 0"):
+        networks.lstm_on(Setting(), text)
+
+
+@pytest.mark.parametrize(("thetas", "holds"), [((0.5, 0.3), True), ((-0.2, 0.3), False), ((0.0, 0.3), False)])
+def test_a_violation_along_the_lstm_is_reported(monkeypatch: pytest.MonkeyPatch, thetas, holds: bool):
+    """The trajectory is given: two looks that count, a third one below the margin, the last one."""
+    run = LandscapeRun(
+        steps=[0, 10, 20, 30],
+        losses=[1.0, 0.5, 0.01, 1e-3],
+        pl_ratios=[1.0, 1.0, 1.0, 1.0],
+        thetas=[*thetas, -5.0, None],
+        smallest_theta=min(thetas),
+        clear=2,
+    )
+
+    class Monitor:
+        result = run
+        __init__ = __exit__ = lambda self, *args, **options: None
+        __enter__ = lambda self: self  # noqa: E731
+        update = lambda self: None  # noqa: E731
+
+    monkeypatch.setattr(networks, "LandscapeMonitor", Monitor)
+    monkeypatch.setattr(Setting, "pick", lambda self, smoke, cpu, paper: {64: 6, 300: 1}[smoke])
+    found = networks.lstm_on(Setting(), "some text of a few letters; " * 3)
+    has_verdict(found, holds)
+    assert [row[4] for row in found.tables[0].cells] == [0 if holds else 1] * 2
+    assert found.tables[0].cells[0][6] == ("" if holds else "0 to 0")
+
+
+def test_a_way_longer_than_the_radius_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Setting, "pick", lambda self, smoke, cpu, paper: {400: 100, 1500: 200}[smoke])
+    assert condition.descent_rate(Setting()).holds
+    radius = condition.solution_radius
+    monkeypatch.setattr(condition, "solution_radius", lambda *a, **k: 1e-4 * radius(*a, **k))
+    assert not condition.descent_rate(Setting()).holds
+
+
+def test_the_relaxed_condition_gets_the_steps_of_its_bound(monkeypatch: pytest.MonkeyPatch):
+    def few(self, smoke, cpu, paper):
+        return {4000: 10, 100_000: limit}[smoke]
+
+    monkeypatch.setattr(Setting, "pick", few)
+    limit = 100_000
+    assert condition.relaxed(Setting()).holds  # 10 steps are not enough, those of the bound are
+    limit = 20
+    with pytest.raises(SkippedError, match="seed 0: epsilon is not met in 10 steps"):
+        condition.relaxed(Setting())
+    limit, path = 100_000, condition.pl_along
+    monkeypatch.setattr(
+        condition, "pl_along", lambda *a, **k: replace(path(*a, **k), constant=20 * path(*a, **k).constant)
+    )
+    assert not condition.relaxed(Setting()).holds
+
+
+def test_a_singular_control_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    true = geometry.two_digits
+
+    def twins(*args):
+        x, y = true(*args)
+        return torch.cat([x[:20], x[:20]]), y
+
+    monkeypatch.setattr(geometry, "two_digits", twins)
+    assert not geometry.under_parametrised(Setting()).holds
+
+
+def test_aiming_on_a_convex_loss_does_not_count(monkeypatch: pytest.MonkeyPatch):
+    x, y = two_digits(Setting(), 6, 0)
+    assert networks._lowest(nn.Linear(64, 1, bias=False).double(), x, y) > -1e-9
+    net = tanh_net(64, 5, 0)
+    named = {name: p.detach() for name, p in net.named_parameters()}
+    flat = torch.cat([p.flatten() for p in named.values()])
+    exact = float(torch.linalg.eigvalsh(geometry._loss_hessian(net, flat, x, y))[0])
+    assert networks._lowest(net, x, y) == pytest.approx(exact, rel=1e-2)
+    assert exact < 0
+
+    for lowest, holds in ((-0.1, True), (0.0, False)):
+
+        def made(net, x, y, steps, lowest=lowest):
+            width = net.hidden[0].weight.shape[0]
+            return [2.0, 2.1], [2.0, 2 + 10 / width], [lowest, -0.1]
+
+        monkeypatch.setattr(networks, "_thetas", made)
+        assert networks.against_width(Setting()).holds is holds
+
+
+def test_runs_that_leave_the_tube_between_the_looks_are_noticed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Setting, "pick", lambda self, smoke, cpu, paper: {400: 400, 12: 6, 600: 200}[smoke])
+    has_verdict(networks.sgd_on_a_net(Setting()), True)
+    true = networks._sgd
+
+    def far(*args):
+        states, most = true(*args)
+        return states, 100 * most
+
+    def near(*args):
+        return true(*args)[0], 0.0
+
+    for wrong in (far, near):  # every run leaves; a tube that nothing leaves
+        monkeypatch.setattr(networks, "_sgd", wrong)
+        assert not networks.sgd_on_a_net(Setting()).holds
+
+
+def test_sgd_is_followed_at_every_step():
+    net = nn.Linear(1, 1, bias=False).double()
+    nn.init.ones_(net.weight)
+    x, y = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    home = {"weight": torch.zeros(1, 1, dtype=torch.float64)}
+    draws = torch.Generator().manual_seed(0)
+    states, far = networks._sgd(net, x, y, 2.5, [0, 3], draws, home)  # w <- -1.5 w
+    assert [float(state["weight"]) for state in states] == pytest.approx([1.0, -(1.5**3)])
+    assert far == pytest.approx(1.5**3)
+    assert networks._sgd(net, x, y, 1e200, [0, 5], draws, home)[1] == math.inf
+
+
+def test_sgd_far_slower_than_descent_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    step = squares.sgd_step
+    monkeypatch.setattr(squares, "sgd_step", lambda theta, beta: 0.1 * step(theta, beta))
+    monkeypatch.setattr(squares, "iterations", lambda *args, **named: math.inf)
+    found = squares.complexity(Setting())  # slopes as before, but 20 to 70 times the steps
+    assert not found.holds
 
 
 def test_thetas_of_a_linear_model_are_two():
     x, y = two_digits(Setting(), 6, 0)
     net = nn.Linear(64, 1, bias=False).double()
-    final, nearest = networks._thetas(net, x, y, 3000)
+    final, nearest, lowest = networks._thetas(net, x, y, 3000)
+    assert min(lowest) > -1e-9  # convex
     assert nearest == pytest.approx([2.0] * len(nearest), abs=1e-6)
     assert all(1.8 <= theta <= 2.2 for theta in final)
     assert final

@@ -15,8 +15,10 @@ from torch.func import functional_call, hessian
 from wideangle.curvature.scaling import WidthScaling, width_scaling
 from wideangle.papers import _linearity_gap as gap
 from wideangle.papers import _linearity_hessian as norms
+from wideangle.papers import _linearity_kernels as kernels
 from wideangle.papers import _linearity_models as models
 from wideangle.papers import _linearity_training as training
+from wideangle.papers._descents import few_seeds
 from wideangle.papers._frame import Setting, SkippedError
 from wideangle.papers.linearity import PAPER
 from wideangle.seeds import generator
@@ -152,14 +154,16 @@ def sweep_of(slope: float, bend: float = 0.0) -> WidthScaling:
 
 def test_tables_fail_on_an_opposite_verdict():
     good = {"linear output": sweep_of(-0.5), "tanh output": sweep_of(0.0)}
-    assert norms._table("T", "y", good).holds
-    wrong = norms._table("T", "y", {**good, "bottleneck of 1": sweep_of(-0.5)})
+    assert norms.verdicts(Setting(), "T", "y", good).holds
+    wrong = norms.verdicts(Setting(), "T", "y", {**good, "bottleneck of 1": sweep_of(-0.5)})
     assert not wrong.holds
     assert "opposite: bottleneck of 1" in wrong.measured
     unsure = sweep_of(-0.22, 2.0)
     assert unsure.verdict == "unclear"
-    assert norms._table("T", "y", {**good, "CNN": unsure}).holds
-    assert not norms._table("T", "y", {"CNN": unsure, "ResNet": unsure, "tanh output": sweep_of(0.0)}).holds
+    assert norms.verdicts(Setting(), "T", "y", {**good, "CNN": unsure}).holds
+    two = {**good, "CNN": unsure, "ResNet": unsure}
+    assert not norms.verdicts(Setting(), "T", "y", two).holds  # one may be unclear, two not
+    assert not norms.verdicts(Setting(), "T", "y", {"CNN": unsure}).holds
 
 
 def test_slopes_outside_the_limits_are_noticed(monkeypatch: pytest.MonkeyPatch):
@@ -222,3 +226,57 @@ def test_seeds_of_the_tables():
     assert norms.sweep_seeds(Setting(seed=4)) == [4, 5, 6, 7, 8, 9]
     assert len(norms.sweep_seeds(Setting("cpu"))) == 12
     assert np.diff(np.log2(norms.unit_widths(Setting("cpu")))).tolist() == [1.0] * 4
+
+
+def test_the_law_of_a_narrow_layer_needs_its_slope(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(norms, "sweep_seeds", lambda setting: [0, 1])
+    for slope, holds in ((-0.33, True), (-0.5, True), (-0.2, False), (-0.7, False)):
+        monkeypatch.setattr(norms, "_narrow_at_256", lambda narrow, seed: narrow)
+        monkeypatch.setattr(norms, "norm", lambda net, x, slope=slope: float(net) ** slope)
+        assert norms.narrow_law(Setting()).holds is holds
+
+
+class Made(nn.Module):
+    """A run with the numbers a test gives it."""
+
+    def __init__(self, change: float, reached: bool = True) -> None:
+        super().__init__()
+        self.change, self.reached, self.losses, self.distance = change, reached, [1.0, 1e-5], 2.0
+
+
+def test_kernels_of_architectures_follow_their_runs(monkeypatch: pytest.MonkeyPatch):
+    stays = ("tanh output", "bottleneck of 8")
+    slopes = {name: 0.0 if name in stays else -0.8 for name in kernels.NETWORKS}
+    late: set[str] = set()
+    monkeypatch.setattr(
+        kernels, "trained", lambda setting, name, m, seed: Made(m ** slopes[name], name not in late)
+    )
+    assert kernels.change("CNN")(Setting()).holds
+    has_verdict(kernels.all_changes(Setting()), True)
+    late.add("CNN")  # a run that misses the loss
+    assert not kernels.change("CNN")(Setting()).holds
+    assert "CNN 12" in kernels.all_changes(Setting()).measured
+    assert not kernels.all_changes(Setting()).holds
+    late.clear()
+    slopes["CNN"] = -0.1
+    assert not kernels.change("CNN")(Setting()).holds
+    assert not kernels.all_changes(Setting()).holds
+
+
+def test_a_kernel_of_a_small_run_on_images():
+    setting = Setting()
+    x, y = kernels.problem(setting)
+    assert x.shape == (3, 1, 8, 8)
+    for name in kernels.NETWORKS:
+        assert kernels.factory(name, (1, 8, 8))(16, 0)(x).shape == (3, 1)
+    run = kernels.trained(setting, "random DAG", 32, 0)
+    assert run is kernels.trained(setting, "random DAG", 32, 0)
+    assert run.reached
+    residual = run.net(x)[:, 0].detach() - y
+    assert float(residual.square().sum()) / 2 == pytest.approx(run.losses[-1])
+    assert run.change > 0
+
+
+def test_slopes_at_smoke_say_that_seeds_are_few():
+    assert "size cpu decides" in TESTS["linear output"](Setting()).detail
+    assert few_seeds(Setting("cpu")) == ""

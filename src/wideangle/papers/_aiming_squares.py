@@ -113,9 +113,12 @@ def _first_below(operator: Tensor, start: Tensor, target: float) -> int:
 
 
 def complexity(setting: Setting) -> Finding:
-    """T(epsilon) of SGD at theta / (2 beta) and of gradient descent grow like beta/alpha, of PL steps squared."""
+    """T(epsilon) of SGD at theta / (2 beta) and of gradient descent grow like beta/alpha, of PL steps squared.
+
+    The two differ by the factor 2 beta / beta_L, beta_L the smoothness of the mean loss: at most 2 n.
+    """
     ratios = [10.0, 1e2, 1e3, 1e4]
-    cells, slopes, holds, lines = [], [], True, []
+    cells, slopes, holds, lines, apart = [], [], True, [], []
     for seed in setting.at_least(3):
         rows: list[list[float]] = []
         for ratio in ratios:
@@ -133,9 +136,10 @@ def complexity(setting: Setting) -> Finding:
                 _first_below(_operator(x, alpha / beta**2), start, _TARGET),
             ]
             bound = iterations(_TARGET, 1.0, growth=alpha, beta=beta)
-            holds &= times[0] <= bound
+            apart.append((times[0] / times[1], beta / top))
+            holds &= times[0] <= bound and apart[-1][0] <= 2 * len(x)
             rows.append([beta / alpha, *(float(t) for t in times)])
-            cells.append([seed, beta / alpha, top / alpha, *times, bound])
+            cells.append([seed, beta / alpha, top / alpha, *times, bound, *apart[-1]])
         base = [row[0] for row in rows]
         slopes.append([slope_of(base, [row[k] for row in rows]) for k in (1, 2, 3)])
         lines = [
@@ -147,18 +151,22 @@ def complexity(setting: Setting) -> Finding:
     heads = [
         "seed",
         "beta / alpha",
-        "L / alpha",
+        "beta_L / alpha",
         "SGD",
         "gradient descent",
         "SGD with PL step",
         "bound of SGD",
+        "SGD / gradient descent",
+        "beta / beta_L",
     ]
     return Finding(
         holds and all(fits),
         f"slopes: SGD {low[0]:.2f} to {high[0]:.2f}, gradient descent {low[1]:.2f} to {high[1]:.2f}, PL steps "
-        f"{low[2]:.2f} to {high[2]:.2f}",
+        f"{low[2]:.2f} to {high[2]:.2f}; SGD takes {min(a for a, _ in apart):.1f} to {max(a for a, _ in apart):.1f} "
+        f"times the steps of gradient descent, beta / beta_L {min(b for _, b in apart):.1f} to "
+        f"{max(b for _, b in apart):.1f}",
         "steps until E dist^2 is a millionth, exact from the expectation operator; holds where slopes are 1, 1 and 2 "
-        "within 0.15 and SGD is within its bound",
+        "within 0.15, SGD is within its bound and within 2 n = 20 times gradient descent (beta <= n beta_L)",
         setting.at_least(3),
         figures=[Figure("Steps against conditioning", "beta / alpha", "steps", lines, True, True)],
         tables=[Table("Steps to a millionth of dist^2", heads, cells)],

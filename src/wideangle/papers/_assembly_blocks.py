@@ -30,6 +30,7 @@ from wideangle.papers._assembly_sweeps import (
     tiny_net,
     whole,
 )
+from wideangle.papers._descents import few_seeds
 from wideangle.papers._frame import Finding, Setting
 
 FEW = 6  # seeds, at the least: one small assembly is cheap and noisy
@@ -67,7 +68,7 @@ def _kind(setting: Setting, kind: str):
 def tiny_nets(setting: Setting) -> Finding:
     """Slope -1/2 for independent tiny MLPs (30 parameters each) with bounded Hessians."""
     return slope_finding(
-        setting.at_least(FEW),
+        setting,
         _kind(setting, "tiny MLPs")("|H|"),
         HALF,
         "Tiny MLPs, v = +-1",
@@ -78,7 +79,7 @@ def tiny_nets(setting: Setting) -> Finding:
 def gaussian_nets(setting: Setting) -> Finding:
     """The same with Gaussian last weights: the Hessians have no common bound."""
     return slope_finding(
-        setting.at_least(FEW),
+        setting,
         _kind(setting, "Gaussian MLPs")("|H|"),
         HALF,
         "Tiny MLPs with Gaussian last weights, v = +-1",
@@ -88,20 +89,18 @@ def gaussian_nets(setting: Setting) -> Finding:
 
 def sines(setting: Setting) -> Finding:
     """Slope -1/2 for independent g = sin(w . x / sqrt(d))."""
-    return slope_finding(setting.at_least(FEW), _kind(setting, "sin")("|H|"), HALF, "sin, v = +-1")
+    return slope_finding(setting, _kind(setting, "sin")("|H|"), HALF, "sin, v = +-1")
 
 
 def quadratics(setting: Setting) -> Finding:
     """Slope -1/2 for independent quadratic polynomials."""
-    return slope_finding(
-        setting.at_least(FEW), _kind(setting, "quadratic")("|H|"), HALF, "Quadratic polynomials, v = +-1"
-    )
+    return slope_finding(setting, _kind(setting, "quadratic")("|H|"), HALF, "Quadratic polynomials, v = +-1")
 
 
 def cubics(setting: Setting) -> Finding:
     """Slope -1/2 +- 0.1 for cubic polynomials, whose Hessians have no common bound."""
     return slope_finding(
-        setting.at_least(FEW),
+        setting,
         _kind(setting, "cubic")("|H|"),
         HALF,
         "Cubic polynomials, v = +-1",
@@ -121,7 +120,8 @@ def cubics_corrected(setting: Setting) -> Finding:
     return Finding(
         HALF[0] <= rate <= HALF[1],
         f"|H| sqrt(m) / (2 E max |z_i|) = {shown} at m = {', '.join(map(str, found.widths))}; slope {rate:.2f}",
-        "holds with a slope in [-0.6, -0.4] once E max |z_i| of m Gaussians is divided out",
+        "holds with a slope in [-0.6, -0.4] once E max |z_i| of m Gaussians is divided out"
+        + few_seeds(setting),
         setting.at_least(FEW),
     )
 
@@ -173,7 +173,7 @@ def in_the_ball(setting: Setting) -> Finding:
         return blocks(assembly, x)
 
     return slope_finding(
-        over,
+        setting,
         sweep(counts(setting), over, measure)("|H|"),
         HALF,
         "Tiny MLPs, 3 away along the gradient",
@@ -183,7 +183,7 @@ def in_the_ball(setting: Setting) -> Finding:
 
 def whole_networks(setting: Setting) -> Finding:
     """Bagging: whole networks with a scale of 1/sqrt(m)."""
-    over, width = setting.at_least(3), setting.pick(8, 32, 64)
+    over, width = setting.at_least(FEW), setting.pick(8, 32, 64)
 
     def measure(m: int, seed: int):
         draws = seeds.generator(seed, "assembly", "bagging", m)
@@ -196,7 +196,7 @@ def whole_networks(setting: Setting) -> Finding:
 
     scaling = sweep(counts(setting)[:3], over, measure)
     return slope_finding(
-        over,
+        setting,
         scaling("|H|"),
         HALF,
         f"Networks with two hidden layers of {width}, v = +-1",
@@ -221,7 +221,7 @@ def dominated(setting: Setting) -> Finding:
         f"slope of |H| {slope_text(rows['|H|'])}: {rows['|H|'].verdict}; effective number of sub-models "
         f"{rows['effective number'].means[-1]:.1f} of {rows['|H|'].widths[-1]}, for equal coefficients "
         f"{fair('effective number').means[-1]:.1f}",
-        "holds where the slope of |H| is above -0.2 with its interval above -0.25",
+        "holds where the slope of |H| is above -0.2 with its interval above -0.25" + few_seeds(setting),
         over,
         figures=[
             figure(
@@ -250,7 +250,8 @@ def heavy_tailed(setting: Setting) -> Finding:
         rows["|H|"].slope > FLAT[0] and rows["|H| / |grad f|"].slope > FLAT[0],
         f"slope of |H| {slope_text(rows['|H|'])}, of |H| / |grad f| {slope_text(rows['|H| / |grad f|'])}; effective "
         f"number {rows['effective number'].means[-1]:.1f} of {rows['|H|'].widths[-1]} (geometric means)",
-        "holds with both slopes above -0.2; |grad f| itself grows, so |H| / |grad f|^2 falls without the rescaling",
+        "holds with both slopes above -0.2; |grad f| itself grows, so |H| / |grad f|^2 falls without the rescaling"
+        + few_seeds(setting),
         over,
         tables=[table("Tiny MLPs, Cauchy coefficients", rows)],
     )
@@ -270,7 +271,7 @@ def mean_field(setting: Setting) -> Finding:
         f"slopes: |H| {slope_text(rows['|H|'])}, |grad f| {slope_text(rows['|grad f|'])}, |H| / |grad f|^2 "
         f"{slope_text(rows['|H| / |grad f|^2'])}",
         "holds with the slope of |H| in [-1.1, -0.9] and that of |H| / |grad f|^2 in [-0.2, 0.2]: for a change of f "
-        "by 1 the model stays as curved as it is",
+        "by 1 the model stays as curved as it is" + few_seeds(setting),
         over,
         tables=[table("Tiny MLPs, s = m", rows)],
     )
@@ -282,7 +283,7 @@ def effective_number(setting: Setting) -> Finding:
     return Finding(
         inside(found, (0.9, 1.1)),
         f"slope of the effective number {slope_text(found)}; {found.means[-1]:.1f} at m = {found.widths[-1]}",
-        "holds with a slope in [0.9, 1.1]",
+        "holds with a slope in [0.9, 1.1]" + few_seeds(setting),
         setting.at_least(FEW),
         tables=[table("Tiny MLPs, v = +-1: effective number of sub-models", {"effective number": found})],
     )
@@ -331,7 +332,8 @@ def trained_coefficients(setting: Setting) -> Finding:
         worst < 1e-2 and inside(slope, NETWORK),
         f"largest relative difference from the closed form {worst:.1e} up to m = {widths[-1]}; slope of the "
         f"closed form up to m = 1024 {slope_text(slope)}",
-        "holds below 1e-2 and with a slope in [-0.6, -0.35]: max |v_i| adds sqrt(log m); cross blocks 2 x 2 a neuron",
+        "holds below 1e-2 and with a slope in [-0.6, -0.35]: max |v_i| adds sqrt(log m); cross blocks 2 x 2 a neuron"
+        + few_seeds(setting),
         over,
     )
 

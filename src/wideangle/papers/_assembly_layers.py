@@ -13,6 +13,7 @@ from wideangle.curvature import assembly_hessian_norm, gradient_diversity, preac
 from wideangle.papers._assembly_sweeps import (
     FLAT,
     HALF,
+    NARROW,
     NETWORK,
     blocks,
     bounded_net,
@@ -28,6 +29,7 @@ from wideangle.papers._assembly_sweeps import (
     table,
     tiny_net,
 )
+from wideangle.papers._descents import few_seeds
 from wideangle.papers._frame import Finding, Setting
 from wideangle.papers._samples import unit
 
@@ -53,8 +55,8 @@ def _layers(setting: Setting):
         return {layer: float(norms.mean()) for layer, norms in found.norms.items()}
 
     def make():
-        cells = {(w, s): measure(w, s) for w in _widths(setting) for s in setting.at_least(5)}
-        return cells, sweep(_widths(setting), setting.at_least(5), lambda w, s: cells[w, s])
+        cells = {(w, s): measure(w, s) for w in _widths(setting) for s in setting.at_least(10)}
+        return cells, sweep(_widths(setting), setting.at_least(10), lambda w, s: cells[w, s])
 
     return setting.once("layers", make)
 
@@ -66,8 +68,9 @@ def hidden_layers(setting: Setting) -> Finding:
     return Finding(
         all(inside(found, NETWORK) for found in rows.values()),
         "slopes " + "; ".join(f"{layer} {slope_text(found)}" for layer, found in rows.items()),
-        "tanh nets with three hidden layers; holds with every slope in [-0.6, -0.35], as for the output of a network",
-        setting.at_least(5),
+        "tanh nets with three hidden layers; holds with every slope in [-0.6, -0.35], as for the output of a network"
+        + few_seeds(setting),
+        setting.at_least(10),
         figures=[figure("Hessian norms of pre-activations", rows, "width m")],
         tables=[table("Mean Hessian norm of the pre-activations of a layer", rows)],
     )
@@ -81,7 +84,7 @@ def first_layer(setting: Setting) -> Finding:
         largest == 0.0,
         f"largest Hessian norm in the first layer {largest}",
         "holds at 0",
-        setting.at_least(5),
+        setting.at_least(10),
     )
 
 
@@ -105,7 +108,8 @@ def diversity(setting: Setting) -> Finding:
             f"slope {slope_text(found)}"
             for layer, found in rows.items()
         ),
-        "holds where the mean over seeds falls at every step and the slope is below -0.25, its interval below -0.2",
+        "holds where the mean over seeds falls at every step and the slope is below -0.25, its interval below -0.2"
+        + few_seeds(setting),
         setting.at_least(3),
         tables=[table("Mean |cos| between gradients of pre-activations", rows)],
     )
@@ -135,20 +139,21 @@ def bottleneck(setting: Setting) -> Finding:
         all(inside(found, FLAT) for found in rows.values()),
         "slopes in the width of the sub-models: "
         + "; ".join(f"{name} {slope_text(found)}" for name, found in rows.items()),
-        "sub-models tanh(net of width m), v = +-1; holds with slopes in [-0.2, 0.2]",
+        "sub-models tanh(net of width m), v = +-1; holds with slopes in [-0.2, 0.2]" + few_seeds(setting),
         over,
         tables=[table("|H| of few sub-models tanh(net of width m)", rows)],
     )
 
 
 def bottleneck_width(setting: Setting) -> Finding:
-    """|H| = Theta(1/sqrt(m_b)) in the number of sub-models."""
+    """|H| falls about as 1/sqrt(m_b) in the number of sub-models."""
     over = setting.at_least(6)
     found = sweep(counts(setting)[:4], over, lambda count, s: _bottleneck(count, 32, s))("|H|")
     return Finding(
-        found.verdict == "transitions" and bool(np.all(np.diff(found.means) < 0)),
+        inside(found, NARROW) and bool(np.all(np.diff(found.means) < 0)),
         f"slope in the number of sub-models {slope_text(found)}, each of width 32",
-        "holds where |H| falls at every step with a slope below -0.25; Gaussian weights keep it above -1/2 at such m_b",
+        "holds where |H| falls at every step with a slope in [-0.6, -0.25]; Gaussian weights keep it above -1/2 at "
+        "such m_b" + few_seeds(setting),
         over,
         tables=[table("|H| against the number of sub-models tanh(net of width 32)", {"|H|": found}, "m_b")],
     )
@@ -174,7 +179,7 @@ def digits(setting: Setting) -> Finding:
         inside(rows["equal"], HALF) and rows["dominated"].verdict == "does not",
         f"slope {slope_text(rows['equal'])} for equal coefficients, {slope_text(rows['dominated'])} for v_1 = sqrt(m)",
         "MLPs of width 5 on digits of norm sqrt(64), one image a seed; holds with the first slope in [-0.6, -0.4] and "
-        "the verdict 'does not' for the second",
+        "the verdict 'does not' for the second" + few_seeds(setting),
         over,
         tables=[table("|H| on digits", rows)],
         headline=f"On digits the slope is {rows['equal'].slope:.2f}, with one dominant coefficient "

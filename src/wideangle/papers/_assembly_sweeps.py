@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wideangle import nets, seeds
 from wideangle.curvature import WidthScaling, width_scaling
 from wideangle.document import Figure, Series, Table
+from wideangle.papers._descents import few_seeds
 from wideangle.papers._frame import Finding, Setting
 from wideangle.papers._samples import gaussian
 
@@ -19,6 +20,7 @@ DIMENSION = 5
 HALF = (-0.6, -0.4)  # -1/2 -+ 0.1, for independent sub-models
 NETWORK = (-0.6, -0.35)  # the same for networks, where max |v| adds sqrt(log m)
 FLAT = (-0.2, 0.2)
+NARROW = (-0.6, -0.25)  # in the number of few sub-models: -1/2, flatter while they are few
 
 Build = Callable[[int, int], nets.Assembly]
 Cell = dict[str, float]
@@ -219,7 +221,7 @@ def figure(title: str, rows: dict[str, WidthScaling], variable: str = "number of
 
 
 def slope_finding(
-    setting_seeds: list[int], found: WidthScaling, bounds: tuple[float, float], title: str, detail: str = ""
+    setting: Setting, found: WidthScaling, bounds: tuple[float, float], title: str, detail: str = ""
 ) -> Finding:
     """Return the finding that a slope lies in an interval."""
     told = f"holds with a slope in [{bounds[0]:g}, {bounds[1]:g}]"
@@ -227,8 +229,8 @@ def slope_finding(
         inside(found, bounds),
         f"|H| {found.means[0]:.3g} at m = {found.widths[0]}, {found.means[-1]:.3g} at m = {found.widths[-1]}; slope "
         f"{slope_text(found)}",
-        f"{told}; {detail}" if detail else told,
-        setting_seeds,
+        (f"{told}; {detail}" if detail else told) + few_seeds(setting),
+        found.seeds,
         tables=[table(title, {"|H|": found})],
     )
 

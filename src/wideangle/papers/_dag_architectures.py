@@ -10,6 +10,7 @@ from wideangle.document import Table
 from wideangle.nets import DAG, ConvNet, ResNet
 from wideangle.papers import _dag_nets as nets
 from wideangle.papers._dag_nets import FALLS, HEADS, STAYS, Row, draws, draws_of
+from wideangle.papers._descents import few_seeds
 from wideangle.papers._frame import Finding, Setting
 from wideangle.papers._samples import unit
 
@@ -28,7 +29,7 @@ def finding(
     return Finding(
         holds,
         "; ".join(row.text() for row in rows),
-        f"{detail}{'; ' if detail else ''}{RULE}",
+        f"{detail}{'; ' if detail else ''}{RULE}{few_seeds(setting)}",
         draws_of(setting),
         figures=[nets.figure(rows, title, "Hessian norm of the output")],
         tables=[Table(title, HEADS, [*(row.cells() for row in rows), *kept])],
@@ -128,7 +129,8 @@ def width_decides(setting: Setting) -> Finding:
     return Finding(
         right and thin >= 2,
         f"{measured}; of {len(rows) - counted} whose width stays {thin} are none",
-        f"holds where all of the former are and, as a control, at least two of the latter are none; {RULE}",
+        f"holds where all of the former are and, as a control, at least two of the latter are none; {RULE}"
+        + few_seeds(setting),
         draws_of(setting),
         figures=[nets.figure(rows, "Hessian norm against m", "Hessian norm of the output")],
         tables=[Table("Width and transition", heads, cells)],
@@ -167,7 +169,7 @@ def _on_images(
         holds,
         found.measured,
         "holds where those whose width grows fall and the others stay; width: smallest in-degree of the neurons "
-        f"as DAG.from_module reads them; {RULE}",
+        f"as DAG.from_module reads them; {RULE}{few_seeds(setting)}",
         found.seeds,
         found.figures,
         [*found.tables, Table("Widths read from the modules", heads, cells)],

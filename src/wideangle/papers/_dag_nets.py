@@ -129,8 +129,8 @@ def few_widths(setting: Setting) -> list[int]:
 
 
 def draws_of(setting: Setting) -> list[int]:
-    """Return the seeds of a slope: three at size smoke, eight at cpu, ten at paper."""
-    return setting.at_least(setting.pick(3, 8, 10))
+    """Return the seeds of a slope: six at size smoke, eight at cpu, ten at paper."""
+    return setting.at_least(setting.pick(6, 8, 10))
 
 
 def norm(net: nn.Module, x: Tensor, radius: float = 0.0, points: int = 3) -> float:

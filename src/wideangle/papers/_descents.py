@@ -1,4 +1,4 @@
-"""What the runs of `landscape` and `aiming` share: two digits, a tanh net, gradient descent with its states."""
+"""What the runs share: two digits, a tanh net, gradient descent with its states, a word on few seeds."""
 
 from __future__ import annotations
 
@@ -77,6 +77,15 @@ def descent(
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.sub_(gradient, alpha=step)
     return run
+
+
+def few_seeds(setting: Setting) -> str:
+    """Return what a slope at size smoke has to be read with, empty at the other sizes."""
+    if setting.size != "smoke":
+        return ""
+    return (
+        "; few seeds and widths at size smoke: near a limit the verdict depends on the draw, size cpu decides"
+    )
 
 
 def slope_of(x: list[float], y: list[float]) -> float:

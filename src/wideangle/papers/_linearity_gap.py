@@ -14,6 +14,7 @@ from wideangle.curvature.scaling import WidthScaling
 from wideangle.document import Table
 from wideangle.kernel import tangent_kernel
 from wideangle.papers import _linearity_models as models
+from wideangle.papers._descents import few_seeds
 from wideangle.papers._frame import Finding, Setting
 from wideangle.papers._linearity_hessian import COLUMNS, Test, doubling, figure, row, said, sweep
 from wideangle.papers._samples import gaussian
@@ -50,7 +51,7 @@ def gap_slope(name: str, low: float, high: float, direction: str = "gradient") -
         return Finding(
             low < found.slope < high,
             said(found),
-            f"{LABEL}, u the {direction.replace('_', ' ')} direction; holds with a slope {limits}",
+            f"{LABEL}, u the {direction.replace('_', ' ')} direction; holds with a slope {limits}{few_seeds(setting)}",
             found.seeds,
         )
 

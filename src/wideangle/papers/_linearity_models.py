@@ -41,9 +41,11 @@ def densely_connected(width: int, seed: int, *, inputs: int = 10) -> nn.Module:
     return nets.DAG.densenet(inputs, 1, width=width, activation="tanh", generator=draws(width, seed)).double()
 
 
-def random_graph(width: int, seed: int) -> nn.Module:
+def random_graph(width: int, seed: int, *, inputs: int = 10) -> nn.Module:
     """Return two layers of 512 neurons, each fed by `width` neurons of the layers before it."""
-    return nets.DAG.random(10, 1, in_degree=width, activation="tanh", generator=draws(width, seed)).double()
+    return nets.DAG.random(
+        inputs, 1, in_degree=width, activation="tanh", generator=draws(width, seed)
+    ).double()
 
 
 def convolutional(width: int, seed: int, *, shape: tuple[int, ...], **options: Any) -> nn.Module:

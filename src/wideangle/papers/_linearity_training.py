@@ -19,6 +19,7 @@ from wideangle.curvature.scaling import WidthScaling
 from wideangle.document import Figure, Series, Table
 from wideangle.kernel import tangent_kernel
 from wideangle.papers import _linearity_models as models
+from wideangle.papers._descents import few_seeds
 from wideangle.papers._frame import Finding, Setting
 from wideangle.papers._linearity_hessian import COLUMNS, Test, doubling, figure, row, said, sweep, sweep_seeds
 from wideangle.papers._linearity_models import Factory
@@ -31,15 +32,18 @@ HEADS = ["network", "m", "steps", "loss", "|K_t - K_0| / |K_0|", "|w_t - w_0|"]
 
 
 class Trained(nn.Module):
-    """A network after gradient descent, with the record of its run: what a sweep reads off it."""
+    """A network after gradient descent, with the record of its run: what a sweep reads off it.
 
-    def __init__(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
+    The kernel is looked at after 1, 2, 4, ... steps, or at every `skip`-th of these looks, the last among them.
+    """
+
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor, skip: int = 1) -> None:
         super().__init__()
         kernel = tangent_kernel(net, x, outputs=0)
         step = 1 / float(torch.linalg.eigvalsh(kernel)[-1])
         self.net = copy.deepcopy(net)
         self.losses, states = descend(self.net, x, y, step)
-        found = kernel_change(net, x, states)
+        found = kernel_change(net, x, states[::-1][::skip][::-1])
         self.change, self.distance = found.largest, found.distances[-1]
         self.reached = self.losses[-1] <= GOAL
 
@@ -143,7 +147,8 @@ def change_slope(problem: str, name: str, low: float, high: float, least: float 
         return Finding(
             not missed and low <= found.slope <= high and smallest > least,
             f"{said(found)}" + (f"; {missed} runs miss the loss {GOAL:g}" if missed else ""),
-            f"|K_t - K_0| / |K_0|, Frobenius, full batches at 1 / lambda_max(K_0); holds with a slope {limits}",
+            f"|K_t - K_0| / |K_0|, Frobenius, full batches at 1 / lambda_max(K_0); holds with a slope {limits}"
+            + few_seeds(setting),
             found.seeds,
         )
 

@@ -25,7 +25,8 @@ PAPER = Paper(
         Statement(
             "complexity",
             SQUARES,
-            "SGD at theta / (2 beta) is as fast as gradient descent: beta/alpha, where PL alone gives its square",
+            "SGD at theta / (2 beta) is of gradient descent's order, beta/alpha, a factor of order beta/beta_L <= n "
+            "apart; PL alone gives its square",
             squares.complexity,
         ),
         Statement(

@@ -68,7 +68,9 @@ PAPER = Paper(
         Statement(
             "bottleneck", CONTROLS, "few sub-models: no transition, however wide each", layer.bottleneck
         ),
-        Statement("bottleneck width", CONTROLS, "|H| ~ 1/sqrt(m_b) (derived)", layer.bottleneck_width),
+        Statement(
+            "bottleneck width", CONTROLS, "|H| falls about as 1/sqrt(m_b) (derived)", layer.bottleneck_width
+        ),
         Statement("first layer", NETS, "base of the recursion: |H| = 0", layer.first_layer),
         Statement("hidden layers", NETS, "every pre-activation: |H| ~ 1/sqrt(m)", layer.hidden_layers),
         Statement(

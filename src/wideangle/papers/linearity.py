@@ -6,6 +6,7 @@ import math
 
 from wideangle.papers import _linearity_gap as gap
 from wideangle.papers import _linearity_hessian as hessian
+from wideangle.papers import _linearity_kernels as kernels
 from wideangle.papers import _linearity_training as training
 from wideangle.papers._frame import Paper, Statement
 
@@ -15,6 +16,13 @@ NORM, IMAGES = "Hessian norm against width", "Hessian norm on images"
 GAP, TRAINING = "Distance from the linear expansion", "Kernel along gradient descent"
 LOW, FLAT, BELOW = (-0.6, -0.35), (-0.2, 0.2), (-math.inf, -0.25)
 SMALL = "n = 8, d = 5"
+GROWING = {
+    "CNN": "the channels",
+    "ResNet": "the channels",
+    "DenseNet": "the width",
+    "random DAG": "the in-degree (arXiv 2205.11786)",
+    "attention": "the width (not in the paper)",
+}
 STAYS = "the kernel moves as much at every width"
 
 PAPER = Paper(
@@ -64,7 +72,12 @@ PAPER = Paper(
         Statement(
             "bottleneck of 8", NORM, "a narrow layer: |H| stays", hessian.within("bottleneck of 8", *FLAT)
         ),
-        Statement("narrow layer's width", NORM, "|H| = Theta(1 / sqrt(m_b)) (derived)", hessian.narrow_law),
+        Statement(
+            "narrow layer's width",
+            NORM,
+            "|H| falls about as 1 / sqrt(m_b) in the width of the narrow layer (derived)",
+            hessian.narrow_law,
+        ),
         Statement("gradient norm", NORM, "|grad f| stays: the two norms part", hessian.gradient_stays),
         Statement("two layers exactly", NORM, "the closed form of |H| (derived)", hessian.two_layers),
         Statement(
@@ -224,6 +237,23 @@ PAPER = Paper(
             TRAINING,
             "not in the paper: the kernel's change of a ReLU network",
             training.change_slope("digits", "ReLU", -math.inf, -0.25),
+        ),
+        *(
+            Statement(
+                f"digits: kernel of {name}",
+                TRAINING,
+                f"the kernel's change vanishes with {grows}",
+                kernels.change(name),
+                None if name in kernels.FEW_CHANNELS else True,
+            )
+            for name, grows in GROWING.items()
+        ),
+        Statement(
+            "digits: kernels of all architectures",
+            TRAINING,
+            "for which architectures the kernel stays along gradient descent",
+            kernels.all_changes,
+            None,
         ),
         Statement(
             "not lazy training",
