@@ -45,7 +45,7 @@ def factory(name: str, shape: tuple[int, ...]) -> Factory:
 def drawn(setting: Setting, name: str) -> list[int]:
     """Return the seeds of a network: at size smoke as many as its cost allows, six and eight above."""
     few = {"CNN": 4, "ResNet": 4, "DenseNet": 4, "random DAG": 6, "attention": 8}
-    return setting.at_least(setting.pick(few.get(name, 12), 6, 8))
+    return setting.at_least(setting.pick(few.get(name, 6), 6, 8))
 
 
 def widths(setting: Setting, name: str) -> list[int]:
