@@ -227,6 +227,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from wideangle.curvature import GaussNewton, LossHessian, OutputHessian, spectral_norm
+from wideangle.errors import InputError
 dist.init_process_group("gloo")
 model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 3)).double()
 for k, p in enumerate(model.parameters()):
@@ -248,6 +249,12 @@ hessian = LossHessian(model, "cross-entropy", x, y, group=dist.group.WORLD)
 whole = LossHessian(model, "cross-entropy", x, y)
 worst = max(worst, abs(hessian.loss() - whole.loss()), float((hessian.gradient() - whole.gradient()).norm()))
 worst = max(worst, abs(spectral_norm(hessian).value - spectral_norm(whole).value))
+uneven = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 9.0]).double())
+try:
+    LossHessian(model, uneven, x[:17], y[:17], group=dist.group.WORLD)  # 8 samples here, 9 there
+    worst = 1.0
+except InputError as error:
+    assert "no mean over samples" in str(error)
 print(f"worst {worst:.3g}", flush=True)
 """
 

@@ -71,12 +71,17 @@ class CurvatureOperator(ABC):
         x = as_batch(x, self.dtype)
         self._parts = parts(model, x, y, chunk, reduction, self._ranks)
         self._refuse_changing()
-        if chunk is None and batch_size(self._parts[0].x) > LEAST and self._ranks.least(self._splits()):
+        large = chunk is None and batch_size(self._parts[0].x) > LEAST
+        apart = self.chunks > 1 or self._ranks.size > 1
+        splits = (
+            self._ranks.least(self._splits()) if large or apart else False
+        )  # every process asks once, or none
+        if large and splits:
             limit = memory_limit(max_memory, self.device)
             size = chunk_size(model, self._parts[0], self._probe, limit)
             if size is not None:
                 self._parts = parts(model, x, y, size, reduction, self._ranks)
-        elif (self.chunks > 1 or self._ranks.size > 1) and not self._ranks.least(self._splits()):
+        elif apart and not splits:
             raise InputError(
                 f"the loss of some samples is no {reduction} over samples (weighted classes, ignored targets, or "
                 "targets that loss_fn holds itself), so it cannot be taken in parts; leave chunk and group out, or "
