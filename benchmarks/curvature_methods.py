@@ -78,11 +78,9 @@ def ours(case: Case, quantity: str, tolerance: float) -> dict[str, Any]:
 
 
 def recipe(case: Case, quantity: str, tolerance: float) -> dict[str, Any]:
-    """The graph kept, scipy's eigsh: the recipe of forums and tutorials."""
+    """The graph kept, scipy's eigsh: the recipe of forums and tutorials, which has no density."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    if quantity != "top":
-        raise NotImplementedError("no recipe for a density")
     product = Counted(case.hessian())
     linear = LinearOperator(
         (case.size, case.size),
