@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from wideangle.optim._mass_parameters import MassParameters, from_etas, optimal_parameters
 from wideangle.optim._recommend import StepChoice, choose_batch, recommend
 from wideangle.optim.constants import Constants, critical_step, measure_constants
 
-__all__ = ["Constants", "StepChoice", "choose_batch", "critical_step", "measure_constants", "recommend"]
+__all__ = [
+    "Constants",
+    "MassParameters",
+    "StepChoice",
+    "choose_batch",
+    "critical_step",
+    "from_etas",
+    "measure_constants",
+    "optimal_parameters",
+    "recommend",
+]
