@@ -254,6 +254,7 @@ class MaSS(Optimizer):
             maximize=group["maximize"],
             foreach=group["foreach"],
             fused=group["fused"],
+            capturable=group["capturable"],
             differentiable=self.defaults["differentiable"],
             masters=masters,
         )
