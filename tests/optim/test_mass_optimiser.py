@@ -49,10 +49,16 @@ def buffers(optimiser: MaSS) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("decay", [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "decoupled_weight_decay": True}])
-@pytest.mark.parametrize("form", ["foreach", "loop", "fused", "tensor foreach", "tensor loop", "tensor fused"])
+@pytest.mark.parametrize(
+    "decay", [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "decoupled_weight_decay": True}]
+)
+@pytest.mark.parametrize(
+    "form", ["foreach", "loop", "fused", "tensor foreach", "tensor loop", "tensor fused"]
+)
 def test_decay_and_maximize_against_the_formula(form, decay, maximize):
-    kind = {"foreach": {"foreach": True}, "loop": {"foreach": False}, "fused": {"fused": True}}[form.split()[-1]]
+    kind = {"foreach": {"foreach": True}, "loop": {"foreach": False}, "fused": {"fused": True}}[
+        form.split()[-1]
+    ]
     u = nn.Parameter(drawn(6))
     optimiser = MaSS([u], **vars(P), maximize=maximize, capturable="tensor" in form, **decay, **kind)
     twin, p = drawn(6), torch.zeros(6, dtype=torch.float64)
@@ -108,7 +114,9 @@ def test_a_parameter_without_gradient_rests_and_a_zero_gradient_decays():
 
 def test_groups_have_their_own_values_and_later_groups_start_at_rest():
     a, b, c = (nn.Parameter(drawn(3)) for _ in range(3))
-    optimiser = MaSS([{"params": [a]}, {"params": [b], "lr": 0.01, "kappa_tilde": 5.0}, {"params": []}], **vars(P))
+    optimiser = MaSS(
+        [{"params": [a]}, {"params": [b], "lr": 0.01, "kappa_tilde": 5.0}, {"params": []}], **vars(P)
+    )
     take(optimiser, range(3))
     optimiser.add_param_group({"params": [c], "alpha": 0.1})
     take(optimiser, range(3, 6))
@@ -278,7 +286,9 @@ def test_the_check_leaves_the_bits_of_the_gradients():
 def test_autograd_passes_through_the_steps():
     def final(start: Tensor, lr: Tensor) -> Tensor:
         u = start.clone()
-        optimiser = MaSS([{"params": [torch.zeros(3, dtype=torch.float64)]}], 0.1, 0.2, 2.0, differentiable=True)
+        optimiser = MaSS(
+            [{"params": [torch.zeros(3, dtype=torch.float64)]}], 0.1, 0.2, 2.0, differentiable=True
+        )
         group = optimiser.param_groups[0]
         group["params"], group["lr"] = [u], lr
         for _ in range(4):
@@ -288,4 +298,6 @@ def test_autograd_passes_through_the_steps():
         return u
 
     start = drawn(3).requires_grad_()
-    assert torch.autograd.gradcheck(final, (start, torch.tensor(0.1, dtype=torch.float64, requires_grad=True)))
+    assert torch.autograd.gradcheck(
+        final, (start, torch.tensor(0.1, dtype=torch.float64, requires_grad=True))
+    )

@@ -243,15 +243,17 @@ def _fused(
     maximize: bool,
 ) -> None:
     for (u, g, c), kind in by_kind([weights, grads, buffers]):
+        if gamma == 0:  # the kernel then takes no buffers
+            torch._foreach_zero_(c)
         torch._fused_sgd_(
             u,
             g,
-            c,
+            c if gamma else [],
             weight_decay=weight_decay,
             momentum=gamma,
             lr=lr.to(kind[0]) if isinstance(lr, Tensor) else lr,
             dampening=1 - weight,
-            nesterov=True,
+            nesterov=gamma != 0,
             maximize=maximize,
             is_first_step=False,
         )
