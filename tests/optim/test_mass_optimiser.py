@@ -128,7 +128,7 @@ def test_groups_have_their_own_values_and_later_groups_start_at_rest():
         alone = nn.Parameter(drawn(3))
         take(MaSS([alone], **vars(settings)), steps)
         assert torch.equal(param, alone)
-    with pytest.raises(InputError, match="kappa_tilde is 0.5"):
+    with pytest.raises(InputError, match=r"kappa_tilde is 0\.5"):
         optimiser.add_param_group({"params": [nn.Parameter(drawn(2))], "kappa_tilde": 0.5})
     assert len(optimiser.param_groups) == 4
 
