@@ -7,9 +7,11 @@ from wideangle.optim._mass_parameters import MassParameters, from_etas, optimal_
 from wideangle.optim._recommend import Recommendation, recommend
 from wideangle.optim._step_choice import StepChoice, choose_batch, choose_step
 from wideangle.optim.constants import Constants, critical_step, measure_constants
+from wideangle.optim.mass import MaSS
 
 __all__ = [
     "Constants",
+    "MaSS",
     "MassParameters",
     "Recommendation",
     "StepChoice",
