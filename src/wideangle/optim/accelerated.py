@@ -20,13 +20,17 @@ from wideangle.optim._accelerated_factors import (
     residual_polynomial,
     worst_case,
 )
+from wideangle.optim._accelerated_solve import AcceleratedRun, kernel_regression, solve_quadratic
 from wideangle.optim._accelerated_spectrum import best_kappa_hat, predicted_loss
 
 __all__ = [
+    "AcceleratedRun",
     "best_kappa_hat",
     "convergence_factor",
     "cut_off",
+    "kernel_regression",
     "predicted_loss",
     "residual_polynomial",
+    "solve_quadratic",
     "worst_case",
 ]
