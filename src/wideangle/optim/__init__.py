@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from wideangle.optim._mass_parameters import MassParameters, from_etas, optimal_parameters
 from wideangle.optim._recommend import StepChoice, choose_batch, recommend
+from wideangle.optim.accelerated import AcceleratedGradient
 from wideangle.optim.constants import Constants, critical_step, measure_constants
 
 __all__ = [
+    "AcceleratedGradient",
     "Constants",
     "MassParameters",
     "StepChoice",

@@ -15,9 +15,10 @@ from wideangle.errors import InputError, NumericsError
 from wideangle.kernel.lanczos import KernelOperator, lanczos_eigenpairs, top_eigenpairs
 from wideangle.kernel.spectrum import as_matrix
 from wideangle.optim._accelerated_factors import Method, checked_kappa_hat, checked_method
+from wideangle.optim._accelerated_steps import Coefficients
 from wideangle.result import Result
 
-__all__ = ["AcceleratedRun", "Coefficients", "kernel_regression", "solve_quadratic"]
+__all__ = ["AcceleratedRun", "kernel_regression", "solve_quadratic"]
 
 Product = Callable[[Tensor], Tensor]
 Watch = Callable[[int, Tensor], None]
@@ -40,34 +41,6 @@ class AcceleratedRun(Result):
     relative_residual: float = math.nan
     residuals: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
     solution: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
-
-
-class Coefficients:
-    """The two numbers of w+ = w + a (w - w_before) + c (b - H w) / L, step by step.
-
-    For nesterov a is the momentum of the point where the gradient is taken, and c = 1.
-    """
-
-    def __init__(self, kappa_hat: float, method: Method, rho: float | None = None):
-        self.method = method
-        self.kappa_hat = kappa_hat
-        k = math.sqrt(kappa_hat)
-        self.gamma = (kappa_hat - 1) / (k + 1) ** 2
-        self.rho = rho  # of the last step; None before the first
-
-    def next(self) -> tuple[float, float]:
-        """Return (a, c) of the next step."""
-        kappa = self.kappa_hat
-        if self.method == "nesterov":
-            return self.gamma, 1.0
-        if self.method == "heavy_ball":
-            return self.gamma**2, 4 * kappa / (math.sqrt(kappa) + 1) ** 2
-        sigma = (kappa + 1) / (kappa - 1)
-        if self.rho is None:
-            self.rho = 1 / sigma
-            return 0.0, 2 * kappa / (kappa + 1)
-        before, self.rho = self.rho, 1 / (2 * sigma - self.rho)
-        return self.rho * before, 4 * self.rho * kappa / (kappa - 1)
 
 
 def solve_quadratic(

@@ -20,10 +20,12 @@ from wideangle.optim._accelerated_factors import (
     residual_polynomial,
     worst_case,
 )
+from wideangle.optim._accelerated_optimizer import AcceleratedGradient
 from wideangle.optim._accelerated_solve import AcceleratedRun, kernel_regression, solve_quadratic
 from wideangle.optim._accelerated_spectrum import best_kappa_hat, predicted_loss
 
 __all__ = [
+    "AcceleratedGradient",
     "AcceleratedRun",
     "best_kappa_hat",
     "convergence_factor",
