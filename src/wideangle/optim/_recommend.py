@@ -16,6 +16,7 @@ from wideangle.optim._forecast import Quadratic, forecast
 from wideangle.optim._mass_parameters import MassParameters
 from wideangle.optim._measured import Measured, measure
 from wideangle.optim._step_choice import LEAST_BATCH
+from wideangle.optim.accelerated import best_kappa_hat
 from wideangle.optim.constants import Constants
 from wideangle.plan import Decision, Plan
 from wideangle.result import Result
@@ -312,7 +313,4 @@ def _regime(constants: Constants, m: int) -> str:
 
 
 def _reachable(problem: Quadratic, steps: int) -> float:
-    from wideangle.optim.accelerated import best_kappa_hat
-
-    spectrum = problem.curvatures
-    return max(1.0, float(best_kappa_hat(spectrum, steps, coefficients=2 * problem.energies)))
+    return best_kappa_hat(problem.curvatures, steps, coefficients=2 * problem.energies)
