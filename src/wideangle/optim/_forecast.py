@@ -112,10 +112,13 @@ def forecast(
     noise = share * problem.noise * problem.weights[None, :]
     found = np.full((len(settings), len(wanted)), np.inf)
     alive = np.ones(len(settings), dtype=bool)
+    columns: dict[int, list[int]] = {}
+    for column, step in enumerate(wanted):
+        columns.setdefault(step, []).append(column)
     for step in range(max(wanted) + 1):
-        for column in [k for k, at in enumerate(wanted) if at == step]:
+        if step in columns:
             loss = (bend * (uu + 2 * lr * ub + lr**2 * b2)).sum(1) / 2
-            found[alive, column] = loss[alive]
+            found[np.ix_(alive, columns[step])] = loss[alive, None]
         force = noise * (bend * uu).sum(1, keepdims=True) / 2
         uu, ub, b2 = (
             uu_b**2 * uu + 2 * uu_b * ub_b * ub + ub_b**2 * b2 + kick_u**2 * force,

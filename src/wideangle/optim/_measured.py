@@ -8,6 +8,7 @@ what the run meets as soon as the outputs differ.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,13 +44,21 @@ class Measured:
 
 
 def measure(
-    model: nn.Module, x: Any, y: Any, loss: str, *, samples: int, output: OutputPick, seed: int
+    model: nn.Module,
+    x: Any,
+    y: Any,
+    loss: str,
+    *,
+    samples: int | None,
+    budget: float,
+    output: OutputPick,
+    seed: int,
 ) -> Measured:
     """Return the constants and the quadratic of a model's loss from a random subsample.
 
     Cost: one forward and C backward passes over the subsample, in passes over the data `passes` =
     (1 + 2 C) samples / (3 n), a backward pass counted as two forward ones; an eigendecomposition of side
-    samples x C.
+    samples x C. Without `samples`, 128 are looked at, or as many as `budget` passes pay for, at least 16.
 
     Raises:
         InputError: model, x, y or loss cannot be used.
@@ -68,12 +77,13 @@ def measure(
             "at least 2 samples are needed to tell one sample's curvature from the whole's, got 1"
         )
     rows = torch.randperm(total, generator=generator(seed, "recommend", "rows"))
-    part = take(inputs, rows[: min(samples, total)].to(_device(inputs)))
+    part = take(inputs, rows[: USUAL if samples is None else samples].to(_device(inputs)))
     with explained(part):
         notes = settle(copied, part)
     with torch.no_grad(), explained(part):
         z = logits(copied(**part) if isinstance(part, dict) else copied(part), output, batch_size(part))
-    count = min(len(z), max(2, DIRECTIONS // z.shape[1]))
+    paid = 3 * total * budget / (1 + 2 * z.shape[1]) if samples is None else math.inf
+    count = min(len(z), max(2, DIRECTIONS // z.shape[1]), max(LEAST, math.floor(min(paid, len(z)))))
     if count * z.shape[1] > 4 * DIRECTIONS:
         raise InputError(
             f"the model has {z.shape[1]} outputs; the kernel of even {count} samples is too large to decompose. "

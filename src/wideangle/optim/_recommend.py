@@ -24,7 +24,7 @@ from wideangle.result import Result
 __all__ = ["Recommendation", "recommend"]
 
 PASSES = 10.0  # over the data, where no budget is given
-SAMPLES = 128  # looked at, where nothing else is said
+SHARE = 0.05  # of the budget that the measurement may take, where nothing else is said
 LONGEST = 50.0  # delta / lr: the slow iterate's step in steps of the fast one, see `recommend`
 GROWTH = {"mse": 1.0, "cross-entropy": 4.0}  # of the curvature during training, see `recommend`
 SLOW = 1.1  # a method that takes at most so many times the steps is as good
@@ -128,7 +128,7 @@ def recommend(
     batch_size: int | None = None,
     budget: float | None = None,
     *,
-    samples: int = SAMPLES,
+    samples: int | None = None,
     output: OutputPick = None,
     seed: int = 0,
 ) -> Recommendation:
@@ -162,7 +162,7 @@ def recommend(
         loss: "mse" (torch.nn.MSELoss on one-hot labels) or "cross-entropy".
         batch_size: m; the smallest power of two from 16 on whose step is 4/5 of the full batch's, where left out.
         budget: passes over the data still to be made; 10 where left out.
-        samples: how many to look at, at most n.
+        samples: how many to look at, at most n; by default 128, or as many as 5 % of the budget pays for.
         output: which part of a tuple, dict or ModelOutput holds the logits.
         seed: of the subsample.
 
@@ -187,9 +187,9 @@ def recommend(
     passes = PASSES if budget is None else float(budget)
     if not (math.isfinite(passes) and passes > 0):
         raise InputError(f"budget is {budget} passes over the data; it must be positive and finite")
-    if samples < 2:
+    if samples is not None and samples < 2:
         raise InputError(f"samples={samples}; the measurement needs at least 2")
-    measured = measure(model, x, y, loss, samples=samples, output=output, seed=seed)
+    measured = measure(model, x, y, loss, samples=samples, budget=SHARE * passes, output=output, seed=seed)
     n = measured.constants.samples
     m = _usual_batch(measured.constants) if batch_size is None else batch_size
     if isinstance(m, bool) or not isinstance(m, int) or not 1 <= m <= n:
