@@ -28,6 +28,7 @@ from wideangle.targets import LOSSES, prepare_targets
 __all__ = ["NOISE", "Measured", "measure"]
 
 DIRECTIONS = 2048  # largest side of a kernel that is decomposed: samples x outputs
+USUAL, LEAST = 128, 16  # samples looked at
 NOISE = (
     2.0  # g g^T <= 2 l A for one sample's gradient g, loss l and Hessian A: the bound, whatever the residuals
 )
