@@ -21,7 +21,7 @@ from wideangle.optim._mass_parameters import MassParameters
 
 __all__ = ["Quadratic", "forecast"]
 
-BINS = 64
+BINS = 48
 HUGE = 1e6  # of the loss at the start: above it a setting has diverged
 
 

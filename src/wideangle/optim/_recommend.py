@@ -29,7 +29,7 @@ LONGEST = 50.0  # delta / lr: the slow iterate's step in steps of the fast one, 
 GROWTH = {"mse": 1.0, "cross-entropy": 4.0}  # of the curvature during training, see `recommend`
 SLOW = 1.1  # a method that takes at most so many times the steps is as good
 FRACTIONS = (0.25, 0.5, 1.0)  # of 1 / L_m, the step sizes looked at
-FINEST = 24  # values of alpha and of kappa_tilde looked at
+FINEST = 18  # values of alpha and of kappa_tilde looked at
 
 
 @dataclass(frozen=True)
