@@ -47,6 +47,7 @@ class Study:
     steps: int | None
     name: str
     data: str
+    batch: int | None = None  # the batch size the user wants
     notes: list[str] = field(default_factory=list)
     decisions: dict[str, Decision] = field(default_factory=dict)
     sentences: dict[str, str] = field(default_factory=dict)
@@ -182,6 +183,7 @@ def open_study(
     device: str | torch.device,
     name: str,
     data: str,
+    batch: int | None = None,
 ) -> Study:
     """Return a study of a copy of `model`, with inputs, labels and loss checked.
 
@@ -216,7 +218,11 @@ def open_study(
         raise InputError(f"x has {batch_size(x)} samples and y has {len(targets)}; give one target a sample")
     if batch_size(x) < 2:
         raise InputError("the check-up compares samples with each other and needs at least 2, got 1")
-    return Study(copied, x, y, targets, loss, output, seed, steps, name, data, notes)
+    if batch is not None and not 1 <= batch <= batch_size(x):
+        raise InputError(
+            f"batch size {batch} of {batch_size(x)} samples; it must lie between 1 and the samples"
+        )
+    return Study(copied, x, y, targets, loss, output, seed, steps, name, data, batch, notes)
 
 
 def _joined(x: Any, y: Any, device: torch.device) -> tuple[Batch, Tensor]:

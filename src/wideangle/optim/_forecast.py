@@ -118,7 +118,7 @@ def forecast(
     for step in range(max(wanted) + 1):
         if step in columns:
             loss = (bend * (uu + 2 * lr * ub + lr**2 * b2)).sum(1) / 2
-            found[np.ix_(alive, columns[step])] = loss[alive, None]
+            found[:, columns[step]] = np.where(alive, loss, np.inf)[:, None]
         force = noise * (bend * uu).sum(1, keepdims=True) / 2
         uu, ub, b2 = (
             uu_b**2 * uu + 2 * uu_b * ub_b * ub + ub_b**2 * b2 + kick_u**2 * force,

@@ -21,7 +21,7 @@ from wideangle.optim.constants import Constants
 from wideangle.plan import Decision, Plan
 from wideangle.result import Result
 
-__all__ = ["Recommendation", "recommend"]
+__all__ = ["Recommendation", "recommend", "recommendation_of", "usual_batch"]
 
 PASSES = 10.0  # over the data, where no budget is given
 SHARE = 0.05  # of the budget that the measurement may take, where nothing else is said
@@ -41,7 +41,8 @@ class Recommendation(Result):
     `sgd_loss`, `nesterov_loss` are those of the quadratic at the end of the budget with each method's best
     setting, as multiples of its loss at the start; `speed_up` is how many times more steps SGD would take
     to the loss it reaches. `kappa_m`, `kappa_tilde_m` are the paper's constants for this batch, mu being
-    the eigenvalue `cut_off` = L / kappa_hat that the budget can reach. `passes` is what the measurement cost.
+    the eigenvalue `cut_off` = L / kappa_hat that the budget can reach. `settings` holds the best [lr, alpha,
+    kappa_tilde] of each method, `passes` is what the measurement cost.
     """
 
     loss: str = "mse"
@@ -65,6 +66,7 @@ class Recommendation(Result):
     theory_alpha: float = 0.0
     growth: float = 1.0
     passes: float = 0.0
+    settings: dict[str, list[float]] = field(default_factory=dict)
     regime: str = ""
     verdict: str = ""
     notes: list[str] = field(default_factory=list)
@@ -109,15 +111,14 @@ class Recommendation(Result):
             f"forecast over {self.steps} steps"
         )
         momentum = 0.0 if self.method == "sgd" else p.gamma
+        kappa_tilde = Decision(p.kappa_tilde, "", f"eta2 = {p.eta2:.4g}, the compensation of MaSS")
         return {
             "step_size": Decision(p.lr, "a step", why),
             "batch_size": Decision(self.batch_size, "samples", self.regime),
             "optimizer": Decision(self.method, "", self.verdict),
             "momentum": Decision(momentum, "", f"alpha = {p.alpha:.4g}, kappa_tilde = {p.kappa_tilde:.4g}"),
-            "kappa_tilde": Decision(p.kappa_tilde, "", f"eta2 = {p.eta2:.4g}, the compensation of MaSS")
-            if self.method == "mass"
-            else Decision(),
-        }
+            "stop": Decision(self.steps, "steps", f"the budget: {self.budget:g} passes over the data"),
+        } | ({"kappa_tilde": kappa_tilde} if self.method == "mass" else {})
 
 
 def recommend(
@@ -191,20 +192,21 @@ def recommend(
         raise InputError(f"samples={samples}; the measurement needs at least 2")
     measured = measure(model, x, y, loss, samples=samples, budget=SHARE * passes, output=output, seed=seed)
     n = measured.constants.samples
-    m = _usual_batch(measured.constants) if batch_size is None else batch_size
+    m = usual_batch(measured.constants) if batch_size is None else batch_size
     if isinstance(m, bool) or not isinstance(m, int) or not 1 <= m <= n:
         raise InputError(f"batch size {m!r} of {n} samples; it must be a whole number between 1 and {n}")
-    steps = max(1, round(passes * n / m))
-    return _recommended(measured, m, passes, steps)
+    return recommendation_of(measured, m, passes)
 
 
-def _usual_batch(constants: Constants) -> int:
+def usual_batch(constants: Constants) -> int:
     n = constants.samples
     sizes = [*(2**k for k in range(n.bit_length()) if LEAST_BATCH <= 2**k < n), n]
     return next(m for m in sizes if m == n or constants.batch_smoothness(m) <= 1.25 * constants.smoothness)
 
 
-def _recommended(measured: Measured, m: int, passes: float, steps: int) -> Recommendation:
+def recommendation_of(measured: Measured, m: int, passes: float) -> Recommendation:
+    """Return the recommendation for what was measured, a batch size and a budget in passes."""
+    steps = max(1, round(passes * measured.constants.samples / m))
     constants = measured.constants
     growth = GROWTH[constants.loss]
     problem = measured.problem.binned().scaled(growth)
@@ -244,6 +246,7 @@ def _recommended(measured: Measured, m: int, passes: float, steps: int) -> Recom
         theory_alpha=1.0 / math.sqrt(smoothness / cut_off * kappa_tilde_m),
         growth=growth,
         passes=measured.passes,
+        settings={name: [p.lr, p.alpha, p.kappa_tilde] for name, (p, _) in choices.items()},
         regime=_regime(constants, m),
         verdict=verdict,
         notes=measured.notes,
