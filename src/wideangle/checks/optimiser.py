@@ -115,8 +115,9 @@ def _notes(study: Study, found: Recommendation, raced: Recommendation, steps: in
     looked = constants.looked_at or constants.samples
     notes.append(
         f"Measured on {looked} of {constants.samples} samples. kappa_tilde is {constants.samples} by identity "
-        "where the samples' features are independent. The smallest eigenvalue is below what can be "
-        f"resolved; in its place stands the cut-off L / kappa_hat = {found.cut_off:.3g}, what {found.steps} full-batch steps can reach."
+        "where the samples' features are independent. The smallest eigenvalue is below what can be resolved; "
+        f"in its place stands the cut-off L / kappa_hat = {found.cut_off:.3g}, which {found.steps} full-batch "
+        "steps can reach."
     )
     if found.loss == "cross-entropy":
         notes.append(

@@ -22,6 +22,7 @@ from wideangle.optim._mass_parameters import MassParameters
 __all__ = ["Quadratic", "forecast"]
 
 BINS = 48
+FLOOR = 1e-12  # of the loss at the start: below it is rounding
 HUGE = 1e6  # of the loss at the start: above it a setting has diverged
 
 
@@ -81,7 +82,8 @@ def forecast(
         problem: the quadratic; `binned()` first where it has thousands of directions.
         settings: parameters of MaSS; alpha kappa_tilde = 1 is SGD, kappa_tilde = 1 Nesterov's method.
         share: a, the weight of one sample in a batch (0: the full gradient).
-        steps: at which steps; the loss is that of the iterate w. inf where it exceeds 1e6 times the start.
+        steps: at which steps; the loss is that of the iterate w. inf where it exceeds 1e6 times the start, and
+            at least 1e-12 times the start: less is rounding.
 
     Cost: a few operations on (settings x bins) numbers a step.
 
@@ -118,7 +120,7 @@ def forecast(
     for step in range(max(wanted) + 1):
         if step in columns:
             loss = (bend * (uu + 2 * lr * ub + lr**2 * b2)).sum(1) / 2
-            found[:, columns[step]] = np.where(alive, loss, np.inf)[:, None]
+            found[:, columns[step]] = np.where(alive, np.maximum(loss, FLOOR * problem.loss), np.inf)[:, None]
         force = noise * (bend * uu).sum(1, keepdims=True) / 2
         uu, ub, b2 = (
             uu_b**2 * uu + 2 * uu_b * ub_b * ub + ub_b**2 * b2 + kick_u**2 * force,
