@@ -276,6 +276,14 @@ def test_the_fused_kernel_is_kept_from_tensors_it_would_mix_up():
         MaSS([w], 0.1, fused=True).step()
 
 
+@pytest.mark.parametrize("turned", range(3))
+def test_the_fused_kernel_refuses_whichever_tensor_lies_otherwise(turned):
+    tensors = [torch.zeros(2, 3).T.contiguous() if i != turned else torch.zeros(2, 3).T for i in range(3)]
+    u, g, c = ([tensor] for tensor in tensors)
+    with pytest.raises(InputError, match="not contiguous"):
+        mass(u, g, c, lr=0.1, alpha=0.1, kappa_tilde=2.0, fused=True)
+
+
 def test_no_gain_from_momentum_is_warned_of_once_with_its_meaning():
     groups = [{"params": [nn.Parameter(drawn(2))]}, {"params": [nn.Parameter(drawn(2))]}]
     with pytest.warns(UserWarning, match=r"0\.05 \* 20 = 1, not below 1: this is plain SGD") as found:
