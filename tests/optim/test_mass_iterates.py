@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wideangle.errors import InputError
-from wideangle.optim import MaSS, MassParameters
+from wideangle.optim import MaSS, MassParameters, constants_from_data
 from wideangle.optim.mass import mass
 from wideangle.seeds import generator
 
@@ -127,6 +127,21 @@ def test_constants_give_the_parameters_for_the_batch():
         optimiser.retune(Measured())
     with pytest.raises(InputError, match="batch_size is 3, but the parameters are given"):
         optimiser.retune(P, 3)
+
+
+def test_measured_constants_of_linear_data_are_taken_as_they_are():
+    x = drawn(12, 5)
+    constants = constants_from_data(x, loss="half_mean")
+    w = nn.Parameter(torch.zeros(5, dtype=torch.float64))
+    optimiser = MaSS.from_constants([w], constants, 3)
+    h = x.T @ x / 12
+    assert optimiser.param_groups[0]["smoothness"] == pytest.approx(float(torch.linalg.eigvalsh(h)[-1]))
+    for _ in range(400):
+        w.grad = h @ (w.detach() - drawn(5, name="target"))
+        optimiser.step()
+    torch.testing.assert_close(w.detach(), drawn(5, name="target"), rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="diverges there"):
+        MaSS.from_constants([w], constants, 3, lr=2.01 / constants.smoothness)
 
 
 def test_etas_give_the_same_optimiser():
@@ -274,6 +289,14 @@ def test_the_fused_kernel_is_kept_from_tensors_it_would_mix_up():
     assert torch.equal(*results)
     with pytest.raises(InputError, match="not contiguous"):
         MaSS([w], 0.1, fused=True).step()
+
+
+@pytest.mark.parametrize("turned", range(3))
+def test_the_fused_kernel_refuses_whichever_tensor_lies_otherwise(turned):
+    tensors = [torch.zeros(2, 3).T.contiguous() if i != turned else torch.zeros(2, 3).T for i in range(3)]
+    u, g, c = ([tensor] for tensor in tensors)
+    with pytest.raises(InputError, match="not contiguous"):
+        mass(u, g, c, lr=0.1, alpha=0.1, kappa_tilde=2.0, fused=True)
 
 
 def test_no_gain_from_momentum_is_warned_of_once_with_its_meaning():

@@ -182,6 +182,8 @@ def test_copies_go_on_alone(copied):
         pass
     take(other, range(3, 5))
     assert same(values(params), values(other.param_groups[0]["params"]))
+    with pytest.warns(UserWarning, match="against the gradient"):
+        other.add_param_group({"params": [nn.Parameter(drawn(2))], "kappa_tilde": 30.0})
 
 
 @pytest.mark.parametrize("capturable", [False, True])

@@ -14,6 +14,7 @@ from wideangle.errors import InputError
 __all__ = ["by_kind", "first_non_finite", "mass", "momentum", "share"]
 
 _AT_ONCE = {"cuda": 1 << 25}
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def mass(
@@ -150,7 +151,7 @@ def _way(
         return _fused
     if foreach is not None:
         return _foreach if foreach else _loop
-    if all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cuda for tensor in weights):
+    if _PLAIN.issuperset(map(type, weights)) and all(tensor.is_cuda for tensor in weights):
         return _foreach
     if fused is None and _fusible(weights, grads, buffers) and not torch.compiler.is_compiling():
         return _fused
@@ -159,15 +160,14 @@ def _way(
 
 def _fusible(weights: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor]) -> bool:
     """Whether the fused kernel reads them rightly: it walks through memory, whatever the strides say."""
-    return all(
-        u.is_contiguous()
-        and g.is_contiguous()
-        and c.is_contiguous()
-        and u.dtype == g.dtype == c.dtype
-        and type(u) in (Tensor, torch.nn.Parameter)
-        and u.device.type in ("cpu", "cuda")
-        for u, g, c in zip(weights, grads, buffers, strict=True)
-    )
+    if not _PLAIN.issuperset(map(type, weights)):
+        return False
+    for u, g, c in zip(weights, grads, buffers, strict=True):
+        if not (u.is_contiguous() and g.is_contiguous() and c.is_contiguous()):
+            return False
+        if not (u.dtype is g.dtype is c.dtype and (u.is_cpu or u.is_cuda)):
+            return False
+    return True
 
 
 def _decay(weights: Sequence[Tensor], lr: float | Tensor, weight_decay: float, loop: bool) -> None:

@@ -156,17 +156,17 @@ class MaSS(Optimizer):
 
         Args:
             params: as for the class.
-            constants: measured constants; `constants.mass(batch_size)` gives the parameters.
+            constants: measured constants; `constants.mass(batch_size)` gives the parameters, and
+                `constants.smoothness`, where there is one, is the L that lr is checked against.
             batch_size: samples in a batch.
-            **options: the other arguments of the class, also `lr` to replace the optimal one and
-                `smoothness`, the measured L that it is checked against.
+            **options: the other arguments of the class, also `lr`, to replace the optimal one.
 
         Raises:
             InputError: a parameter outside its range, or lr above 2/L.
         """
         p = checked_parameters(constants, batch_size)
-        values: dict[str, Any] = {"lr": p.lr, "alpha": p.alpha, "kappa_tilde": p.kappa_tilde} | options
-        return cls(params, **values)
+        values: dict[str, Any] = vars(p) | {"smoothness": getattr(constants, "smoothness", None)}
+        return cls(params, **values | options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, also in the middle of a training; its buffers start at zero.
