@@ -288,8 +288,9 @@ def _decay(run: Course) -> np.ndarray:
     """Return -d log|v_i . r_t| / dt over the last half of the run."""
     middle = run.times.index((len(run.norms) - 1) // 2)
     with np.errstate(divide="ignore"):
-        ratio = abs(run.projections[-1] / run.projections[middle])
-    return -np.log(ratio) / (run.times[-1] - run.times[middle])
+        return np.log(abs(run.projections[middle] / run.projections[-1])) / (
+            run.times[-1] - run.times[middle]
+        )
 
 
 def best_guess(setting: Setting) -> Finding:
