@@ -169,7 +169,7 @@ def test_transient_of_the_double_root():
 
 def brute(spectrum: np.ndarray, steps: int, method: str, energies: np.ndarray | None = None) -> float:
     low = 1.001 if method == "chebyshev" else 1.0
-    grid = np.geomspace(low, 100.0 * (steps + 1) ** 2, 1500)[:, None]
+    grid = np.geomspace(low, 1e6 * (steps + 1) ** 2, 2500)[:, None]
     left = accelerated.residual_polynomial(spectrum / spectrum.max(), steps, grid, method)
     return float((left**2 @ (spectrum if energies is None else energies)).min()) / 2
 
@@ -203,6 +203,15 @@ def test_gradient_descent_is_best_where_all_eigenvalues_are_one():
     for steps in (1, 5, 100):
         assert accelerated.best_kappa_hat(np.ones(4), steps) == 1.0
     assert accelerated.best_kappa_hat([1.0, 0.0], 5, coefficients=[0.0, 1.0]) == 1.0
+
+
+def test_the_upper_end_is_far_enough():
+    """With few steps for a slow spectrum the best momentum is next to 1: what is left to gain is small."""
+    values = np.r_[1.0, np.full(50, 1e-4)]
+    for steps in (3, 10):
+        best = accelerated.best_kappa_hat(values, steps)
+        found = float(accelerated.predicted_loss(values, steps, best))
+        assert found < float(accelerated.predicted_loss(values, steps, 1e16)) * 1.002
 
 
 def test_predicted_loss_by_hand():

@@ -114,7 +114,16 @@ def test_only_absent_data_skip_a_claim_other_errors_pass():
 
 
 def test_unknown_names_are_refused():
-    known = {"linearity", "assembly", "dag", "conditioning", "alignment", "landscape", "aiming"}
+    known = {
+        "linearity",
+        "assembly",
+        "dag",
+        "conditioning",
+        "alignment",
+        "landscape",
+        "aiming",
+        "accelerated",
+    }
     assert set(papers.available()) == known
     with pytest.raises(InputError, match="did you mean 'alignment'"):
         papers.run("alignmnt")

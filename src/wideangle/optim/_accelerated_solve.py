@@ -22,6 +22,7 @@ __all__ = ["AcceleratedRun", "kernel_regression", "solve_quadratic"]
 
 Product = Callable[[Tensor], Tensor]
 Watch = Callable[[int, Tensor], None]
+_TURNS = 100  # products to find the eigenvalue that made a residual grow
 _MARGIN = 1.01  # on the largest eigenvalue that Lanczos found
 
 
@@ -187,21 +188,31 @@ class _Solver:
         grown = f"the residual grew by {float(growth[worst]):.3g} in {t} steps of {self.method}"
         columns = direction.reshape(len(direction), -1)
         unit = torch.zeros_like(columns)
-        column = columns[:, worst] / columns[:, worst].abs().max()  # its square may overflow
-        unit[:, worst] = column / column.norm()
-        unit = unit.reshape(direction.shape)
-        met = float((unit * self.product(unit)).sum())
+        unit[:, worst] = columns[:, worst] / columns[:, worst].abs().max()  # its square may overflow
+        met = self._quotient(unit.reshape(direction.shape))
         if met < 0:
             return f"{grown}: H has an eigenvalue of at most {met:.6g}; it must be positive semi-definite"
         if not met <= self.smoothness * (1 + 1e-6):
             return (
-                f"{grown}: smoothness is {self.smoothness:.6g}, but the Rayleigh quotient of the residual shows an "
+                f"{grown}: smoothness is {self.smoothness:.6g}, but a Rayleigh quotient of the residual shows an "
                 f"eigenvalue of at least {met:.6g}; L must be an upper bound of all: give at least {1.05 * met:.6g}"
             )
         return (
-            f"{grown}, though its Rayleigh quotient {met:.6g} is within smoothness = {self.smoothness:.6g}: the "
+            f"{grown}, though its Rayleigh quotients ({met:.6g}) are within smoothness = {self.smoothness:.6g}: the "
             "operator is not symmetric, not linear or not the same at every call"
         )
+
+    def _quotient(self, v: Tensor) -> float:
+        """Return the Rayleigh quotient along v; v is turned towards the largest eigenvalue until it shows one > L."""
+        met = math.nan
+        for _ in range(_TURNS):
+            v = v / torch.linalg.vector_norm(v)
+            ahead = self.product(v)
+            met = float((v * ahead).sum())
+            if not 0 <= met <= self.smoothness * (1 + 1e-6) or not bool(ahead.any()):
+                break
+            v = ahead / ahead.abs().max()
+        return met
 
 
 def kernel_regression(

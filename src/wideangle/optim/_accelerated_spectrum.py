@@ -134,9 +134,9 @@ def best_kappa_hat(
 ) -> float:
     """Return the condition number to assume that leaves the smallest predicted loss after `steps` steps.
 
-        argmin over 1 <= kappa_hat <= 100 (steps + 1)^2 of 1/2 sum_i c_i e_t(lambda_i / L)^2,   t = steps
+        argmin over 1 <= kappa_hat <= 10^6 (steps + 1)^2 of 1/2 sum_i c_i e_t(lambda_i / L)^2,   t = steps
 
-    Above the upper end k = sqrt(kappa_hat) is ten times the number of steps, and nothing changes any more.
+    At the upper end sqrt(kappa_hat) is a thousand times the number of steps: hardly anything changes above.
     The minimised function can have many local minima: a grid of 24 points a decade in kappa_hat, and points
     near the first zero of e_t in 24 of the directions, then Brent's method around the 8 best. Of equally
     good ones (within 1e-9) the smallest is returned; 1.0 says that gradient descent is best. The loss and
@@ -178,7 +178,7 @@ def best_kappa_hat(
 
 def _first_look(directions: _Directions, t: int, method: Method) -> Array:
     """Return points in log kappa_hat: an even grid, and where e_t is near its first zero in some directions."""
-    low, high = math.log(1.001) if method == "chebyshev" else 0.0, math.log(100.0 * (t + 1) ** 2)
+    low, high = math.log(1.001) if method == "chebyshev" else 0.0, math.log(1e6 * (t + 1) ** 2)
     grid = np.linspace(low, high, max(64, round(_PER_DECADE * (high - low) / math.log(10))))
     order = np.argsort(-directions.energies)[:_FIRST_ZEROS]
     shares = np.unique(directions.shares[order])

@@ -48,6 +48,7 @@ _MODULES = {
     "alignment": "wideangle.papers.alignment",
     "landscape": "wideangle.papers.landscape",
     "aiming": "wideangle.papers.aiming",
+    "accelerated": "wideangle.papers.accelerated",
 }
 
 
@@ -200,7 +201,7 @@ def available() -> dict[str, str]:
 
     Example:
         >>> sorted(available())
-        ['aiming', 'alignment', 'assembly', 'conditioning', 'dag', 'landscape', 'linearity']
+        ['accelerated', 'aiming', 'alignment', 'assembly', 'conditioning', 'dag', 'landscape', 'linearity']
     """
     return {slug: _paper(slug).title for slug in _MODULES}
 
