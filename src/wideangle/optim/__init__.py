@@ -5,14 +5,26 @@ from __future__ import annotations
 from wideangle.optim._mass_parameters import MassParameters, from_etas, optimal_parameters
 from wideangle.optim._recommend import StepChoice, choose_batch, recommend
 from wideangle.optim.constants import Constants, critical_step, measure_constants
+from wideangle.optim.mean_square import (
+    critical_momentum,
+    decoupled_mean_square_rate,
+    expected_error,
+    gaussian_mean_square_rate,
+    mean_square_rate,
+)
 
 __all__ = [
     "Constants",
     "MassParameters",
     "StepChoice",
     "choose_batch",
+    "critical_momentum",
     "critical_step",
+    "decoupled_mean_square_rate",
+    "expected_error",
     "from_etas",
+    "gaussian_mean_square_rate",
+    "mean_square_rate",
     "measure_constants",
     "optimal_parameters",
     "recommend",
