@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wideangle.optim._linear_constants import constants_from_data, constants_from_gram
 from wideangle.optim._mass_parameters import MassParameters, from_etas, optimal_parameters
 from wideangle.optim._recommend import StepChoice, choose_batch, recommend
 from wideangle.optim.constants import Constants, critical_step, measure_constants
@@ -18,6 +19,8 @@ __all__ = [
     "MassParameters",
     "StepChoice",
     "choose_batch",
+    "constants_from_data",
+    "constants_from_gram",
     "critical_momentum",
     "critical_step",
     "decoupled_mean_square_rate",
