@@ -6,6 +6,7 @@ from wideangle.optim._linear_constants import constants_from_data, constants_fro
 from wideangle.optim._mass_parameters import MassParameters, from_etas, optimal_parameters
 from wideangle.optim._recommend import StepChoice, choose_batch, recommend
 from wideangle.optim.constants import Constants, critical_step, measure_constants
+from wideangle.optim.mass import MaSS
 from wideangle.optim.mean_square import (
     critical_momentum,
     decoupled_mean_square_rate,
@@ -16,6 +17,7 @@ from wideangle.optim.mean_square import (
 
 __all__ = [
     "Constants",
+    "MaSS",
     "MassParameters",
     "StepChoice",
     "choose_batch",
