@@ -143,8 +143,8 @@ def race(data: Problem, methods: dict[str, MassParameters], m: int, passes: int,
 
 
 def races(setting: Setting, name: str) -> list[dict[int, Race]]:
-    """Return the races of every seed, by batch size; digits with 1,000 samples from size cpu on."""
-    n = setting.pick(500, 1000, 1000 if name == "digits" else 4000)
+    """Return the races of every seed, by batch size."""
+    n = 1000 if name == "digits" else setting.pick(300, 1000, 4000)
     tests = 797 if name == "digits" else 1000
 
     def make() -> list[dict[int, Race]]:
