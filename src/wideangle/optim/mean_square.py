@@ -174,7 +174,7 @@ def mean_square_rate(
         >>> mean_square_rate(x, (0.25, 0.0, 0.0))  # SGD: 1 - eta h (2 - eta |x|^2) of the slower direction
         0.78125
 
-    Reference: Liu, Belkin 2020, Section 4, who bound it by 1 - 1/sqrt(kappa_m kappa_tilde_m); here it is exact.
+    Reference: Liu, Belkin 2020, who bound it by 1 - 1/sqrt(kappa_m kappa_tilde_m); here it is exact.
     """
     operator, _ = _operator(x, parameters, batch, replacement, gram)
     return _radius(operator.matrix())
@@ -214,7 +214,7 @@ def expected_error(
         >>> expected_error(x, torch.tensor([1.0, 0.0]), (0.25, 0.0, 0.0), 2).tolist()
         [1.0, 0.78125, 0.6103515625]
 
-    Reference: Liu, Belkin 2020, Section 4 (bounded there by 2 (1 - alpha)^t |w_0 - w*|^2).
+    Reference: Liu, Belkin 2020 (bounded there by 2 (1 - alpha)^t |w_0 - w*|^2).
     """
     operator, basis = _operator(x, parameters, batch, replacement, gram=False)
     displacement = torch.as_tensor(start).detach().double().cpu().numpy()
@@ -335,7 +335,7 @@ def decoupled_mean_square_rate(
         >>> round(decoupled_mean_square_rate([1.0], [6.0], (1 / 6, 0.0, 0.9)), 3)  # Nesterov's method at 1 / L1
         1.377
 
-    Reference: Liu, Belkin 2020, Section 3, the component-decoupled model: eigenvalues s_i^2, fourth moments
+    Reference: Liu, Belkin 2020, the component-decoupled model: eigenvalues s_i^2, fourth moments
     6 s_i^4.
     """
     curvature, fourth = _positive(eigenvalues, "eigenvalues"), _positive(fourth_moments, "fourth_moments")
@@ -368,7 +368,7 @@ def critical_momentum(eigenvalue: float, fourth_moment: float, step: float, batc
         >>> round(critical_momentum(1.0, 6.0, 1 / 6), 3)
         0.564
 
-    Reference: Liu, Belkin 2020, Section 3; the number is derived.
+    Reference: Liu, Belkin 2020; the number is derived.
     """
 
     def excess(gamma: float) -> float:

@@ -48,6 +48,7 @@ _MODULES = {
     "alignment": "wideangle.papers.alignment",
     "landscape": "wideangle.papers.landscape",
     "aiming": "wideangle.papers.aiming",
+    "mass": "wideangle.papers.mass",
 }
 
 
@@ -200,7 +201,7 @@ def available() -> dict[str, str]:
 
     Example:
         >>> sorted(available())
-        ['aiming', 'alignment', 'assembly', 'conditioning', 'dag', 'landscape', 'linearity']
+        ['aiming', 'alignment', 'assembly', 'conditioning', 'dag', 'landscape', 'linearity', 'mass']
     """
     return {slug: _paper(slug).title for slug in _MODULES}
 
