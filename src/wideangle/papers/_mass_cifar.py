@@ -114,7 +114,6 @@ def train(
         state = _read(checkpoint, facts)
         epoch, history = state["epoch"], History(state["losses"], state["accuracies"])
         net.load_state_dict(state["net"])
-        optimiser = recipe.optimiser(net, max(epoch - 1, 0))
         optimiser.load_state_dict(state["optimiser"])
     x, z = centred(train_set, test_set, device)
     y, t = train_set.y.to(device), test_set.y.to(device)
