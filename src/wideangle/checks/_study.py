@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from wideangle.errors import InputError
 from wideangle.kernel._factors import Factors, factors
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, call, explained, logits, take
+from wideangle.kernel._settle import is_batch_norm, settle
 from wideangle.kernel.function_space import (
     DenseKernel,
     LinearisedRun,
@@ -164,13 +165,9 @@ class Study:
         """Return a copy of the model to train: BatchNorm in train mode, dropout off."""
         model = copy.deepcopy(self.model)
         for module in model.modules():
-            if _is_batch_norm(module):
+            if is_batch_norm(module):
                 module.train()
         return model
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def open_study(
@@ -208,7 +205,7 @@ def open_study(
         raise InputError(f"the model cannot be put on device {str(device)!r}: {error}") from error
     x = _as_model(x, next(copied.parameters()).dtype)
     with explained(x):
-        notes = _settle(copied, x)
+        notes = settle(copied, x)
     with torch.no_grad(), explained(x):
         first = take(x, slice(0, 2))
         outputs = logits(
@@ -245,33 +242,3 @@ def _as_model(x: Batch, dtype: torch.dtype) -> Batch:
     if isinstance(x, Tensor):
         return x.to(dtype) if x.is_floating_point() else x
     return {key: value.to(dtype) if value.is_floating_point() else value for key, value in x.items()}
-
-
-def _settle(model: nn.Module, x: Batch) -> list[str]:
-    """Put the copy into eval mode, BatchNorm with statistics of the data where it has none; say so."""
-    notes = []
-    norms = [module for module in model.modules() if _is_batch_norm(module)]
-    blank = [m for m in norms if m.track_running_stats and int(m.num_batches_tracked or 0) == 0]  # type: ignore[union-attr]
-    if blank:
-        model.eval()
-        for module in blank:
-            module.train()
-            module.momentum = None  # type: ignore[assignment]
-        with torch.no_grad():
-            _ = model(**x) if isinstance(x, dict) else model(x)
-        for module in blank:
-            module.momentum = 0.1  # type: ignore[assignment]
-        notes.append(
-            f"{len(blank)} BatchNorm layers had no statistics yet; they were set from the data, and the kernel "
-            "is that of the model with these fixed. The trial run trains with batch statistics."
-        )
-    elif norms:
-        notes.append(
-            f"The kernel is measured with the running statistics of {len(norms)} BatchNorm layers fixed; the "
-            "trial run trains with batch statistics."
-        )
-    dropped = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-    if dropped:
-        notes.append(f"Dropout ({len(dropped)} layers) is switched off throughout the check-up.")
-    model.eval()
-    return notes

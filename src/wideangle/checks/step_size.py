@@ -11,7 +11,7 @@ from wideangle.checks._study import Study
 from wideangle.document import Section, Table
 from wideangle.kernel._model import Batch, take
 from wideangle.losses import SQUARED_LOSSES
-from wideangle.optim import choose_batch, critical_step, recommend
+from wideangle.optim import choose_batch, choose_step, critical_step
 from wideangle.plan import Decision
 
 __all__ = ["run"]
@@ -21,7 +21,7 @@ def run(study: Study) -> Section:
     """Return the critical step in every convention, the constants L and L1, and step and batch to use."""
     constants = study.constants
     choice, tried = choose_batch(constants, lambda m: _seconds(study, m))
-    step, batch = recommend(constants, choice.batch)
+    step, batch = choose_step(constants, choice.batch)
     study.decisions["step_size"] = step
     study.decisions["batch_size"] = Decision(
         batch.value,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from wideangle.losses import hessian_factor
 from wideangle.optim._mass_parameters import MassParameters, optimal_parameters
 from wideangle.result import Result
 
-__all__ = ["Constants", "critical_step", "measure_constants"]
+__all__ = ["Constants", "constants_of", "critical_step", "measure_constants"]
 
 
 def critical_step(lambda_max: float, *, loss: str = "mse", samples: int, outputs: int) -> float:
@@ -200,18 +200,24 @@ def measure_constants(
             f"the curvature of the {loss} loss is {value:.3g}: the outputs do not react to the selected parameters, or "
             f"the loss is saturated (largest output {float(logits.detach().abs().max()):.3g}); scale the weights down"
         )
-    vector = top.vectors[:, 0]
+    found = constants_of(loss, factors.outputs, value, hardest, top.vectors[:, 0], count=count, total=total)
+    return replace(found, residual=float(top.residuals[0]) / value)
+
+
+def constants_of(
+    loss: str, outputs: int, top: float, hardest: float, vector: np.ndarray, *, count: int, total: int
+) -> Constants:
+    """Return the constants of `total` samples from L, L1 and the top vector (count C,) of `count` of them."""
     return Constants(
         loss=loss,
         samples=total,
-        outputs=factors.outputs,
-        smoothness=value,
-        sample_smoothness=max(hardest, value),
-        residual=float(top.residuals[0]) / value,
+        outputs=outputs,
+        smoothness=top,
+        sample_smoothness=max(hardest, top),
         top_vector=vector,
         kappa_tilde=float(total),
         looked_at=0 if total == count else count,
-        smoothness_interval=[] if total == count else _interval(value, vector.reshape(count, -1)),
+        smoothness_interval=[] if total == count else _interval(top, vector.reshape(count, -1)),
     )
 
 

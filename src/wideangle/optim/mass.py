@@ -57,7 +57,8 @@ class MaSS(Optimizer):
             form, on the CPU torch's fused kernel where it can be used and the loop elsewhere.
         capturable: lr becomes a tensor on the parameters' device, so that a captured CUDA graph follows its
             schedule. alpha and kappa_tilde are constants of the graph: capture again after `retune`.
-        differentiable: autograd passes through `step`; parameters are then tensors that are no leaves.
+        differentiable: autograd passes through `step`, which changes the parameters in place: take the
+            gradient at clones of them.
         check_finite: refuse a step with a NaN or infinite gradient; costs one pass and a wait for the device.
         state_dtype: precision of the buffer. Where it differs from the parameter's, a master copy of u in
             that precision is kept too, and small steps are not lost in rounding: torch.float32 for bfloat16
@@ -254,6 +255,7 @@ class MaSS(Optimizer):
             maximize=group["maximize"],
             foreach=group["foreach"],
             fused=group["fused"],
+            capturable=group["capturable"],
             differentiable=self.defaults["differentiable"],
             masters=masters,
         )
