@@ -142,19 +142,23 @@ def race(data: Problem, methods: dict[str, MassParameters], m: int, passes: int,
     return Race(methods, np.array(errors), right, passes * (n // m))
 
 
+def race_problem(setting: Setting, name: str, seed: int) -> Problem:
+    """Return the problem of the races on a data set at this size."""
+    n = 1000 if name == "digits" else setting.pick(300, 1000, 4000)
+    return problem(setting, name, n, 797 if name == "digits" else 1000, seed)
+
+
 def races(setting: Setting, name: str) -> list[dict[int, Race]]:
     """Return the races of every seed, by batch size."""
-    n = 1000 if name == "digits" else setting.pick(300, 1000, 4000)
-    tests = 797 if name == "digits" else 1000
 
     def make() -> list[dict[int, Race]]:
         found = []
         for seed in setting.seeds:
-            data = problem(setting, name, n, tests, seed)
+            data = race_problem(setting, name, seed)
             found.append({m: race(data, entrants(data.constants, m), m, PASSES, seed) for m in BATCHES})
         return found
 
-    return setting.once(("mass races", name, n), make)
+    return setting.once(("mass races", name), make)
 
 
 def _methods(found: list[dict[int, Race]]) -> list[str]:

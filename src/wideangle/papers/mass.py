@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wideangle.papers import _mass_budget as budget
 from wideangle.papers import _mass_cifar as cifar
 from wideangle.papers import _mass_forms as forms
 from wideangle.papers import _mass_kernel as kernel
@@ -146,6 +147,12 @@ PAPER = Paper(
             "the optimal parameters for a batch size need no search",
             kernel.no_search,
             None,
+        ),
+        Statement(
+            "parameters for the budget",
+            KERNEL,
+            "not in the paper: from the spectrum and the number of steps, without a run, at every batch size",
+            budget.without_a_run,
         ),
         Statement(
             "steps of SGD's size",
