@@ -55,6 +55,7 @@ def test_list():
         "landscape",
         "aiming",
         "accelerated",
+        "mass",
     ]
 
 

@@ -49,6 +49,7 @@ _MODULES = {
     "landscape": "wideangle.papers.landscape",
     "aiming": "wideangle.papers.aiming",
     "accelerated": "wideangle.papers.accelerated",
+    "mass": "wideangle.papers.mass",
 }
 
 
@@ -201,7 +202,7 @@ def available() -> dict[str, str]:
 
     Example:
         >>> sorted(available())
-        ['accelerated', 'aiming', 'alignment', 'assembly', 'conditioning', 'dag', 'landscape', 'linearity']
+        ['accelerated', 'aiming', 'alignment', 'assembly', 'conditioning', 'dag', 'landscape', 'linearity', 'mass']
     """
     return {slug: _paper(slug).title for slug in _MODULES}
 
