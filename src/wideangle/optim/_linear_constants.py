@@ -125,7 +125,11 @@ def _constants(u: np.ndarray, values: np.ndarray, squared: np.ndarray, floor: fl
 
 
 def _matrix(name: str, given: Any) -> np.ndarray:
-    array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    if isinstance(given, torch.Tensor) and given.is_floating_point():
+        given = given.detach().to("cpu", torch.float64)  # numpy has no bfloat16
+    array = given.numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    if np.iscomplexobj(array):
+        raise InputError(f"{name} holds complex numbers; give real ones")
     try:
         array = array.astype(np.float64)
     except (TypeError, ValueError) as error:
@@ -134,4 +138,8 @@ def _matrix(name: str, given: Any) -> np.ndarray:
         raise InputError(f"{name} has shape {array.shape}; give a matrix, one row a sample")
     if not np.isfinite(array).all():
         raise InputError(f"{name} holds nan or infinite values; remove those samples first")
+    if np.abs(array).max() > 1e150:
+        raise InputError(
+            f"{name} holds {np.abs(array).max():.3g}, whose square overflows; scale the data down"
+        )
     return array

@@ -132,4 +132,8 @@ def optimal_parameters(smoothness: float, kappa: float, kappa_tilde: float) -> M
         raise InputError(f"smoothness L_m is {smoothness}; it must be positive and finite")
     if not (math.isfinite(kappa) and kappa >= 1):
         raise InputError(f"kappa_m is {kappa}; it must be at least 1 and finite")
+    if not kappa_tilde <= kappa * (1 + 1e-9):
+        raise InputError(
+            f"kappa_tilde_m is {kappa_tilde} and kappa_m {kappa}; the first never exceeds the second"
+        )
     return MassParameters(1.0 / smoothness, 1.0 / math.sqrt(kappa * kappa_tilde), kappa_tilde)

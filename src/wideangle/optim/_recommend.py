@@ -26,7 +26,7 @@ __all__ = ["Recommendation", "recommend", "recommendation_of", "usual_batch"]
 PASSES = 10.0  # over the data, where no budget is given
 SHARE = 0.05  # of the budget that the measurement may take, where nothing else is said
 LONGEST = 50.0  # delta / lr: the slow iterate's step in steps of the fast one, see `recommend`
-GROWTH = {"mse": 1.0, "cross-entropy": 4.0}  # of the curvature during training, see `recommend`
+GROWTH = {"mse": 1.0, "cross-entropy": 3.0}  # of the curvature during training, see `recommend`
 FURTHEST = 20_000  # steps that are forecast, of however many
 SLOW = 1.1  # a method that takes at most so many times the steps is as good
 FRACTIONS = (1.0, 0.5, 0.25, 0.1, 0.03)  # of 1 / L_m, the step sizes looked at
@@ -159,7 +159,7 @@ def recommend(
     lowest loss (geometric mean at T/4, T/2 and T = budget n / m steps) wins: where the smallest eigenvalue
     is out of reach, an asymptotic rate says nothing about the loss at T. At most 20,000 steps are forecast. For
     cross-entropy the quadratic is Boehning's upper bound. Three constants were set by looking at runs (the ten
-    development tasks of benchmarks/bench_zero_search.py): s, 1 for the squared loss and 4 for cross-entropy,
+    development tasks of benchmarks/bench_zero_search.py): s, 1 for the squared loss and 3 for cross-entropy,
     whose outputs grow without bound and the kernel with them; the 50, the step of the slow iterate in
     units of lr, above which a transformer diverged that the quadratic would have let pass; and the least noise,
     2.5 times what the bound |g|^2 <= 2 l L1 allows a sample, spread evenly.
@@ -167,7 +167,7 @@ def recommend(
     The worst-case theory of the paper is reported beside it: L_m, kappa_m, kappa_tilde_m, its alpha. There
     mu is the cut-off L / kappa_hat that T full-batch steps can reach.
 
-    Cost: (1 + 2 C) samples / (3 n) passes over the data, an eigendecomposition of side samples x C, and some
+    Cost: (2 + 2 C) samples / (3 n) passes over the data, an eigendecomposition of side samples x C, and some
     seconds for the forecast.
 
     Args:
@@ -200,17 +200,18 @@ def recommend(
     Reference: Liu, Belkin 2020 (MaSS, L_m, kappa_m, kappa_tilde_m); Liu, Belkin 2018 (the cut-off); the forecast
     is derived here.
     """
-    passes = PASSES if budget is None else float(budget)
-    if not (math.isfinite(passes) and passes > 0):
-        raise InputError(f"budget is {budget} passes over the data; it must be positive and finite")
-    if samples is not None and samples < 2:
-        raise InputError(f"samples={samples}; the measurement needs at least 2")
+    passes = PASSES if budget is None else budget
+    if not (isinstance(passes, (int, float)) and math.isfinite(passes) and passes > 0):
+        raise InputError(f"budget is {budget!r} passes over the data; it must be a positive finite number")
+    if samples is not None and not (isinstance(samples, int) and samples >= 2):
+        raise InputError(f"samples={samples!r}; the measurement needs a whole number of at least 2")
     measured = measure(model, x, y, loss, samples=samples, budget=SHARE * passes, output=output, seed=seed)
     n = measured.constants.samples
     m = usual_batch(measured.constants) if batch_size is None else batch_size
+    m = int(m) if isinstance(m, np.integer) else m
     if isinstance(m, bool) or not isinstance(m, int) or not 1 <= m <= n:
         raise InputError(f"batch size {m!r} of {n} samples; it must be a whole number between 1 and {n}")
-    return recommendation_of(measured, m, passes)
+    return recommendation_of(measured, m, float(passes))
 
 
 def usual_batch(constants: Constants) -> int:
@@ -321,8 +322,16 @@ def _judge(courses: dict[str, np.ndarray], chosen: dict[str, MassParameters]) ->
         return "sgd", f"plain SGD is as good here: {much} over this budget", 1.0
     if over <= SLOW or p.kappa_tilde <= 1 + 1e-9:
         gain = _speed_up(courses["nesterov"], courses["sgd"])
-        return "nesterov", f"at this batch size Nesterov is fine: forecast to take {_times(gain)} than SGD", gain
-    return "mass", f"MaSS: forecast to take {_times(speed_up)} than SGD and {_times(over)} than Nesterov", speed_up
+        return (
+            "nesterov",
+            f"at this batch size Nesterov is fine: forecast to take {_times(gain)} than SGD",
+            gain,
+        )
+    return (
+        "mass",
+        f"MaSS: forecast to take {_times(speed_up)} than SGD and {_times(over)} than Nesterov",
+        speed_up,
+    )
 
 
 def _times(ratio: float) -> str:
@@ -343,4 +352,6 @@ def _regime(constants: Constants, m: int) -> str:
 
 def _reachable(problem: Quadratic, steps: int) -> float:
     guess = best_kappa_hat(problem.curvatures, steps, coefficients=2 * problem.energies)
-    return min(guess, float(steps + 1) ** 2)  # where all is out of reach, the most that T steps have a use for
+    return min(
+        guess, float(steps + 1) ** 2
+    )  # where all is out of reach, the most that T steps have a use for

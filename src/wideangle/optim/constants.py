@@ -69,7 +69,7 @@ class Constants(Result):
     smoothness: float = 0.0
     sample_smoothness: float = 0.0
     residual: float = 0.0
-    top_vector: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    top_vector: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
     mu: float | None = None
     mu_kind: str = ""
     kappa_tilde: float | None = None
@@ -107,7 +107,7 @@ class Constants(Result):
             InputError: the batch is not within 1..n.
         """
         n = self.samples
-        if batch < 1 or (batch > n and not replacement):
+        if batch != int(batch) or batch < 1 or (batch > n and not replacement):
             raise InputError(f"batch size {batch} of {n} samples; it must be between 1 and {n}")
         if replacement:
             return 1.0 / batch
@@ -125,6 +125,11 @@ class Constants(Result):
 
     def kappa(self, batch: int, replacement: bool = False) -> float:
         """Return kappa_m = L_m / mu."""
+        if self.mu_kind == "upper bound":
+            raise InputError(
+                f"mu = {self.mu:.3g} is only an upper bound, of a subsample or below what floating point resolves; use "
+                "`recommend`, or give the mu to reckon with by dataclasses.replace(constants, mu=..., mu_kind='given')"
+            )
         return self.batch_smoothness(batch, replacement) / self._needed("mu")
 
     def mass(self, batch: int, replacement: bool = False) -> MassParameters:
