@@ -26,7 +26,7 @@ __all__ = ["Recommendation", "recommend", "recommendation_of", "usual_batch"]
 PASSES = 10.0  # over the data, where no budget is given
 SHARE = 0.05  # of the budget that the measurement may take, where nothing else is said
 LONGEST = 50.0  # delta / lr: the slow iterate's step in steps of the fast one, see `recommend`
-GROWTH = {"mse": 1.0, "cross-entropy": 3.0}  # of the curvature during training, see `recommend`
+GROWTH = {"mse": 1.0, "cross-entropy": 4.0}  # of the curvature during training, see `recommend`
 FURTHEST = 20_000  # steps that are forecast, of however many
 SLOW = 1.1  # a method that takes at most so many times the steps is as good
 FRACTIONS = (1.0, 0.5, 0.25, 0.1, 0.03)  # of 1 / L_m, the step sizes looked at
@@ -159,7 +159,7 @@ def recommend(
     lowest loss (geometric mean at T/4, T/2 and T = budget n / m steps) wins: where the smallest eigenvalue
     is out of reach, an asymptotic rate says nothing about the loss at T. At most 20,000 steps are forecast. For
     cross-entropy the quadratic is Boehning's upper bound. Three constants were set by looking at runs (the ten
-    development tasks of benchmarks/bench_zero_search.py): s, 1 for the squared loss and 3 for cross-entropy,
+    development tasks of benchmarks/bench_zero_search.py): s, 1 for the squared loss and 4 for cross-entropy,
     whose outputs grow without bound and the kernel with them; the 50, the step of the slow iterate in
     units of lr, above which a transformer diverged that the quadratic would have let pass; and the least noise,
     2.5 times what the bound |g|^2 <= 2 l L1 allows a sample, spread evenly.
