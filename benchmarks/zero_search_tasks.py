@@ -142,7 +142,7 @@ def is_frozen(frozen: Path = FROZEN) -> bool:
     return frozen.exists() and bool(json.loads(frozen.read_text()).get("commit"))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def prepared(task: Task, passes: int = PASSES) -> Problem:
     """Return the data of a task, the same at every call."""
     if task.held_out and not is_frozen():
