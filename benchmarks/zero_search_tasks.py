@@ -26,7 +26,7 @@ TRAIN_ROWS = 5000  # or all there are
 TEST_ROWS = 2000
 WATCHED_ROWS = 1024  # training rows on which the loss is read
 WORDS = 1000  # the most frequent words of the bag of words
-TOKENS, VOCABULARY, WIDTH = 20, 2000, 32  # of the transformer on text
+TOKENS, VOCABULARY, WIDTH, HEADS = 16, 2000, 32, 2  # of the transformer on text
 FROZEN = Path(__file__).resolve().parent / "zero_search_frozen.json"
 
 
@@ -108,7 +108,7 @@ class TokenNet(nn.Module):
         with torch.no_grad():
             self.embedding.weight[1:].normal_(generator=generator)
         self.encoder = nets.Transformer(
-            (TOKENS, WIDTH), outputs, width=WIDTH, **_usual("gelu"), generator=generator
+            (TOKENS, WIDTH), outputs, width=WIDTH, heads=HEADS, **_usual("gelu"), generator=generator
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -214,4 +214,4 @@ def initial_model(problem: Problem, seed: int) -> nn.Module:
         return nets.ResNet(shape, classes, width=width, norm="batch", **_usual("relu"), generator=generator)
     if task.data == "reuters-r8":
         return TokenNet(classes, generator)
-    return nets.Transformer(shape, classes, width=WIDTH, **_usual("gelu"), generator=generator)
+    return nets.Transformer(shape, classes, width=WIDTH, heads=HEADS, **_usual("gelu"), generator=generator)
