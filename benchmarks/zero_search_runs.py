@@ -19,6 +19,7 @@ from torch import nn
 from zero_search_methods import BY_NAME, Setting, Trainer, setting_name
 from zero_search_tasks import PASSES, Problem, Task, initial_model, prepared
 
+from wideangle.errors import WideangleError
 from wideangle.files import write_atomically
 
 RULES = "1"  # raised when a rule changes, so that no result of an older rule is used
@@ -48,15 +49,20 @@ class Run:
 def train(run: Run) -> Record:
     """Return the record of a run: its curve, last training loss, test accuracy, measurements and seconds.
 
-    A batch loss or a reading that is not finite ends the run, which then counts as diverged.
+    A batch loss or a reading that is not finite ends the run, which then counts as diverged, and so does an
+    error of the library, whose text is kept as "failed".
     """
-    start = time.perf_counter()
     problem = prepared(run.task, run.passes)
     model = initial_model(problem, run.seed)
     setting: Setting = dict(run.setting)
-    trainer = BY_NAME[run.method].build(model, problem, setting, run.seed)
-    curve = [[trainer.measured, reading(model, problem, trainer)]]
-    diverged = not follow(model, problem, trainer, run.seed, curve)
+    start = time.perf_counter()
+    try:
+        trainer = BY_NAME[run.method].build(model, problem, setting, run.seed)
+        curve = [[trainer.measured, reading(model, problem, trainer)]]
+        diverged = not follow(model, problem, trainer, run.seed, curve)
+    except WideangleError as error:  # no measurement, no recommendation: a run that never gets there
+        trainer = Trainer(torch.optim.SGD(model.parameters()), notes={"failed": str(error)})
+        curve, diverged = [[0.0, reading(model, problem, trainer)]], True
     accuracy = math.nan if diverged else test_accuracy(model, problem, trainer)
     return {
         "task": run.task.name,

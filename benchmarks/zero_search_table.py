@@ -134,7 +134,13 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def run_text(name: str, record: Record) -> str:
     """Return one line on a run that ended."""
-    end = "diverged" if record["diverged"] else f"loss {record['final_loss']:.4g}"
+    end = (
+        "failed"
+        if "failed" in record
+        else "diverged"
+        if record["diverged"]
+        else f"loss {record['final_loss']:.4g}"
+    )
     return f"{name:75} {end:16} accuracy {record['test_accuracy']:.3f} {record['seconds']:5.1f} s"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from wideangle.errors import InputError
+
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import bench_zero_search as bench
@@ -24,7 +26,13 @@ def short(method: str, seed: int = 0, **setting: float) -> runs.Run:
 
 
 def record(curve: list[list[float]], **other: object) -> dict:
-    basis = {"setting": {}, "final_loss": curve[-1][1], "test_accuracy": 0.9, "diverged": False, "seconds": 2.0}
+    basis = {
+        "setting": {},
+        "final_loss": curve[-1][1],
+        "test_accuracy": 0.9,
+        "diverged": False,
+        "seconds": 2.0,
+    }
     return {"curve": curve, **basis, "measured_passes": 0.0, "measuring_seconds": 0.0, **other}
 
 
@@ -63,7 +71,7 @@ def some_row(name: str, **slopes: float | None) -> table.Row:
 
 
 def test_the_summary_counts_what_was_not_reached_against_the_recommended_method():
-    tuned = dict(sgd=0.25, nesterov=0.5, adam=1.0, adamw=0.8, mass=0.5)
+    tuned = {"sgd": 0.25, "nesterov": 0.5, "adam": 1.0, "adamw": 0.8, "mass": 0.5}
     rivals = {"adam-default": 0.2, "schedule-free": 1.0, "prodigy": None}
     rows = [
         some_row("first", **tuned, **rivals, recommended=0.5),
@@ -126,7 +134,9 @@ def test_seeds_decide_weights_and_batches():
     assert not torch.equal(first[0], other[0])
     one_pass = torch.cat(first[: problem.steps_a_pass])
     assert len(set(one_pass.tolist())) == len(one_pass) == 8 * problem.steps_a_pass
-    weights = [torch.cat([p.flatten() for p in tasks.initial_model(problem, s).parameters()]) for s in (1, 1, 2)]
+    weights = [
+        torch.cat([p.flatten() for p in tasks.initial_model(problem, s).parameters()]) for s in (1, 1, 2)
+    ]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -179,6 +189,17 @@ def test_a_measurement_shortens_the_run(monkeypatch):
     assert found["measured_passes"] == 0.3
 
 
+def test_an_error_of_the_library_is_a_run_that_never_gets_there(monkeypatch):
+    def build(model, problem, setting, seed):
+        raise InputError("no curvature")
+
+    monkeypatch.setitem(runs.BY_NAME, "recommended", methods.Method("recommended", "", ({},), build))
+    found = runs.train(short("recommended"))
+    assert found["failed"] == "no curvature"
+    assert found["final_loss"] == math.inf
+    assert "failed" in table.run_text("name", found)
+
+
 def test_stored_runs_are_not_run_again(tmp_path, monkeypatch):
     store = runs.Store(tmp_path)
     run = short("sgd", lr=0.1)
@@ -211,11 +232,24 @@ def test_the_target_is_tuned_sgd_at_80_percent_and_is_set_once(tmp_path):
 @pytest.mark.slow
 def test_the_smoke_size_runs_from_start_to_end(tmp_path, capsys):
     where = tmp_path / "out.json"
-    wanted = ["--size", "smoke", "--methods", "sgd", "nesterov", "adam-default", "--results", str(tmp_path / "runs")]
+    wanted = [
+        "--size",
+        "smoke",
+        "--methods",
+        "sgd",
+        "nesterov",
+        "adam-default",
+        "--results",
+        str(tmp_path / "runs"),
+    ]
     bench.main([*wanted, "--json", str(where)])
     row = json.loads(where.read_text())["rows"][0]
     assert 0 < row["methods"]["sgd"]["passes"] <= 2
     assert set(row["methods"]) == {"sgd", "nesterov", "adam-default"}
-    capsys.readouterr()
-    bench.main([*wanted, "--json", str(where)])
-    assert "8 runs, 8 of them stored" in capsys.readouterr().out.replace("7 runs, 7", "8 runs, 8")
+    printed = capsys.readouterr().out
+    assert "8 runs, 0 of them stored" in printed
+    bench.main([*wanted, "--json", str(where), "--markdown"])
+    printed = capsys.readouterr().out
+    assert "8 runs, 8 of them stored" in printed
+    assert "3 runs, 3 of them stored" in printed
+    assert "| digits-mlp-mse-8 |" in printed
