@@ -8,7 +8,8 @@
 
 Every method sees the same initial weights and batches. The grid is run on seed 0; the target of a task is the
 training loss that tuned SGD (lowest last loss) reaches at 80 % of the budget of ten passes; each method's
-winner is the setting that needs the fewest passes to it (then the lowest last loss). Winners, the
+winner is the setting that needs the fewest passes to it (then the lowest last loss); a grid run without
+progress in its first four passes ends there. Winners, the
 recommendation and the rivals without tuning are run on seeds 1, 2, 3. A target that is not reached is infinite.
 Each run is a file in the results folder: what is there is not run again. Needs WIDEANGLE_DATA.
 """
@@ -28,12 +29,10 @@ from pathlib import Path
 import torch
 import zero_search_table as table
 from zero_search_methods import BY_NAME, METHODS, TUNED, Method, NotAvailableError, setting_name
-from zero_search_runs import Record, Run, Store, first_crossing, perform
+from zero_search_runs import GRID_SEED, Record, Run, Store, first_crossing, perform
 from zero_search_tasks import PASSES, TASKS, HeldOutError, Task, chosen
 
 from wideangle.files import write_atomically
-
-GRID_SEED = 0
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from wideangle.files import write_atomically
 
 RULES = "1"  # raised when a rule changes, so that no result of an older rule is used
 READS_A_PASS = 4
+GRID_SEED = 0
+STUCK_AFTER, STUCK_ABOVE = 4, 0.97  # a grid run ends where four passes took the loss to no less than 97 %
 TARGET_SHARE = 0.8  # of the budget, where tuned SGD sets the target
 
 Record = dict[str, Any]
@@ -49,8 +51,8 @@ class Run:
 def train(run: Run) -> Record:
     """Return the record of a run: its curve, last training loss, test accuracy, measurements and seconds.
 
-    A batch loss or a reading that is not finite ends the run, which then counts as diverged, and so does an
-    error of the library, whose text is kept as "failed".
+    A batch loss or a reading that is not finite ends the run, which then counts as diverged; so does an error
+    of the library, whose text is kept as "failed", and in a grid no progress in four passes, "stuck".
     """
     problem = prepared(run.task, run.passes)
     model = initial_model(problem, run.seed)
@@ -82,7 +84,7 @@ def train(run: Run) -> Record:
 
 
 def follow(model: nn.Module, problem: Problem, trainer: Trainer, seed: int, curve: list[list[float]]) -> bool:
-    """Train to the end of the budget and add to the curve; return False where the loss ceased to be finite."""
+    """Train to the end of the budget and add to the curve; return False where it diverged or is stuck."""
     steps = problem.steps_a_pass
     parts = range(1, problem.passes * READS_A_PASS + 1)
     read_after = {round(part * steps / READS_A_PASS) for part in parts}
@@ -101,8 +103,17 @@ def follow(model: nn.Module, problem: Problem, trainer: Trainer, seed: int, curv
             if not math.isfinite(curve[-1][1]):
                 curve.pop()
                 return False
+            if seed == GRID_SEED and stuck(curve):
+                trainer.notes["stuck"] = True
+                return False
             trainer.remeasure(number / steps)
     return True
+
+
+def stuck(curve: list[list[float]]) -> bool:
+    """Return whether no reading of the first four passes is below 97 % of the first: no winner starts so."""
+    first = curve[0][1]
+    return curve[-1][0] >= STUCK_AFTER and all(loss >= STUCK_ABOVE * first for _, loss in curve)
 
 
 @torch.no_grad()

@@ -116,7 +116,7 @@ class TokenNet(nn.Module):
         return self.encoder(self.embedding(tokens))
 
 
-def chosen(names: list[str] | None = None, frozen: Path = FROZEN) -> list[Task]:
+def chosen(names: list[str] | None = None, frozen: Path | None = None) -> list[Task]:
     """Return the tasks named; where none is, those that may be run.
 
     Raises:
@@ -132,14 +132,15 @@ def chosen(names: list[str] | None = None, frozen: Path = FROZEN) -> list[Task]:
     tasks = [known[name] for name in names]
     if early := [task.name for task in tasks if task.held_out and not allowed]:
         raise HeldOutError(
-            f"{early[0]} is held out until {frozen.name} names the commit that froze the rules"
+            f"{early[0]} is held out until {FROZEN.name} names the commit that froze the rules"
         )
     return tasks
 
 
-def is_frozen(frozen: Path = FROZEN) -> bool:
+def is_frozen(frozen: Path | None = None) -> bool:
     """Return whether the file names the commit that froze the rules."""
-    return frozen.exists() and bool(json.loads(frozen.read_text()).get("commit"))
+    path = frozen or FROZEN
+    return path.exists() and bool(json.loads(path.read_text()).get("commit"))
 
 
 @functools.cache

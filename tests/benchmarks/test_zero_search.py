@@ -1,5 +1,6 @@
 """The zero-search benchmark's own arithmetic, and one short race on digits."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -101,7 +102,7 @@ def test_each_grid_has_twenty_different_settings():
         assert len(names) == len(method.settings) == (20 if method.name in methods.TUNED else 1)
 
 
-def test_twelve_tasks_of_which_two_wait_for_the_frozen_rules(tmp_path):
+def test_twelve_tasks_of_which_two_wait_for_the_frozen_rules(tmp_path, monkeypatch):
     assert len({task.name for task in tasks.TASKS}) == 12
     frozen = tmp_path / "frozen.json"
     held = [task.name for task in tasks.TASKS if task.held_out]
@@ -109,6 +110,9 @@ def test_twelve_tasks_of_which_two_wait_for_the_frozen_rules(tmp_path):
     assert len(tasks.chosen(None, frozen)) == 10
     with pytest.raises(tasks.HeldOutError):
         tasks.chosen(held[:1], frozen)
+    monkeypatch.setattr(tasks, "FROZEN", frozen)
+    with pytest.raises(tasks.HeldOutError):
+        tasks.prepared(tasks.TASKS[-1])
     frozen.write_text(json.dumps({"commit": ""}))
     with pytest.raises(tasks.HeldOutError):
         tasks.chosen(held[:1], frozen)
@@ -175,6 +179,20 @@ def test_a_run_that_diverges_stops_and_is_infinite():
     assert found["diverged"]
     assert found["final_loss"] == math.inf
     assert len(found["curve"]) < 4
+
+
+def test_only_a_grid_run_without_progress_ends_after_four_passes():
+    flat = [[p / 4, 1.0] for p in range(17)]
+    assert runs.stuck(flat)
+    assert not runs.stuck(flat[:-1])
+    assert not runs.stuck([[0.0, 1.0], [0.25, 0.96], *flat[2:]])
+    slow = runs.Run(DIGITS, "sgd", (("lr", 1e-5),), 0, passes=5)
+    found = runs.train(slow)
+    assert found["stuck"]
+    assert found["curve"][-1][0] == 4
+    compared = runs.train(dataclasses.replace(slow, seed=1))
+    assert not compared["diverged"]
+    assert compared["curve"][-1][0] == 5
 
 
 def test_a_measurement_shortens_the_run(monkeypatch):
