@@ -9,9 +9,9 @@
 Every method sees the same initial weights and batches. The grid is run on seed 0; the target of a task is the
 training loss that tuned SGD (lowest last loss) reaches at 80 % of the budget of ten passes; each method's
 winner is the setting that needs the fewest passes to it (then the lowest last loss); a grid run without
-progress in its first four passes ends there. Winners, the
-recommendation and the rivals without tuning are run on seeds 1, 2, 3. A target that is not reached is infinite.
-Each run is a file in the results folder: what is there is not run again. Needs WIDEANGLE_DATA.
+progress in its first four passes ends there. Winners, the recommendation and the rivals without tuning are run
+on seeds 1, 2, 3. A target that is not reached is infinite, and so is one of a run that later diverged. Each
+run is a file in the results folder: what is there is not run again. Needs WIDEANGLE_DATA.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 import zero_search_table as table
 from zero_search_methods import BY_NAME, METHODS, TUNED, Method, NotAvailableError, setting_name
-from zero_search_runs import GRID_SEED, Record, Run, Store, first_crossing, perform
+from zero_search_runs import GRID_SEED, Record, Run, Store, passes_to, perform
 from zero_search_tasks import PASSES, TASKS, HeldOutError, Task, chosen
 
 from wideangle.files import write_atomically
@@ -110,7 +110,7 @@ def winner(task: Task, method: Method, store: Store, size: Size) -> Record | Non
     aim, records = target(task, store, size), stored(grid(task, method, size), store)
     if aim is None or records is None:
         return None
-    return min(records, key=lambda r: (first_crossing(r["curve"], aim["loss"]), r["final_loss"]))
+    return min(records, key=lambda r: (passes_to(r, aim["loss"]), r["final_loss"]))
 
 
 def perform_all(runs: list[Run], store: Store, options: argparse.Namespace) -> None:
@@ -159,8 +159,8 @@ def summary_of(options: argparse.Namespace, store: Store, size: Size) -> list[ta
 
 
 def at_edge(method: Method, setting: dict[str, float]) -> bool:
-    """Return whether a setting has the lowest or the highest learning rate of its method's grid."""
-    rates = [s["lr"] for s in method.settings]
+    """Return whether a setting has the lowest or the highest learning rate among those that differ by it alone."""
+    rates = [s["lr"] for s in method.settings if {**s, "lr": 0} == {**setting, "lr": 0}]
     return setting["lr"] in (min(rates), max(rates))
 
 

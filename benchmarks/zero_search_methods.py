@@ -2,7 +2,8 @@
 
 The grids were chosen once, before the recommended method was run: constant learning rates, evenly spaced in
 the logarithm over ranges that hold the best of each task inside. SGD has one thing to tune and gets 20
-learning rates; each other method gets ten for each of two values of its second parameter.
+learning rates; each other method gets ten for each of two values of its second parameter. Nesterov's rates are
+ten times lower for momentum 0.99 than for 0.9, so that lr / (1 - momentum) has the same range.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ METHODS = (
     Method(
         "nesterov",
         "SGD-Nesterov",
-        crossed(spaced(5e-4, 5, 10), {"momentum": 0.9}, {"momentum": 0.99}),
+        crossed(spaced(5e-4, 5, 10), {"momentum": 0.9}) + crossed(spaced(5e-5, 0.5, 10), {"momentum": 0.99}),
         _nesterov,
     ),
     Method("adam", "Adam", crossed(spaced(1e-4, 0.1, 10), {"beta1": 0.9}, {"beta1": 0.5}), _adam),

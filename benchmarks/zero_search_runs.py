@@ -160,6 +160,11 @@ def first_crossing(curve: list[list[float]], target: float) -> float:
     return math.inf
 
 
+def passes_to(record: Record, target: float) -> float:
+    """Return the passes of a run to the target; infinite where it later diverged or is stuck."""
+    return math.inf if record["diverged"] else first_crossing(record["curve"], target)
+
+
 def loss_at(curve: list[list[float]], passes: float) -> float:
     """Return the loss of the last reading at or before `passes`."""
     return [loss for at, loss in curve if at <= passes + 1e-9][-1]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zero_search_methods import BY_NAME, METHODS, RIVALS, TUNED, setting_name
-from zero_search_runs import Record, first_crossing
+from zero_search_runs import Record, passes_to
 
 Row = dict[str, Any]
 GOALS = {"median_ratio": 1.15, "worst_ratio": 2.0, "wins": 9, "share": 0.05}
@@ -37,7 +37,7 @@ def ratio(passes: float, other: float) -> float:
 
 def entry_of(records: list[Record], target: float) -> Row:
     """Return what the table says of one method on one task: medians over the seeds."""
-    passes = [first_crossing(record["curve"], target) for record in records]
+    passes = [passes_to(record, target) for record in records]
     accuracies = [record["test_accuracy"] for record in records if not record["diverged"]]
     return {
         "setting": setting_name(records[0]["setting"]),

@@ -58,6 +58,11 @@ def test_a_curve_that_starts_after_a_measurement_is_late_by_it():
     assert runs.first_crossing(late, math.exp(-0.7)) == pytest.approx(1.4)
 
 
+def test_a_run_that_diverges_after_the_target_did_not_reach_it():
+    assert runs.passes_to(record(line(1.0)), math.exp(-2)) == pytest.approx(2.0)
+    assert runs.passes_to(record(line(1.0), diverged=True), math.exp(-2)) == math.inf
+
+
 def test_ratios_with_infinities():
     assert table.ratio(math.inf, 2.0) == math.inf
     assert table.ratio(2.0, math.inf) == 0.0
@@ -100,6 +105,13 @@ def test_each_grid_has_twenty_different_settings():
     for method in methods.METHODS:
         names = {methods.setting_name(setting) for setting in method.settings}
         assert len(names) == len(method.settings) == (20 if method.name in methods.TUNED else 1)
+
+
+def test_a_winner_at_the_end_of_its_rates_is_told():
+    nesterov = methods.BY_NAME["nesterov"]
+    assert bench.at_edge(nesterov, {"lr": 5e-4, "momentum": 0.9})
+    assert bench.at_edge(nesterov, {"lr": 0.5, "momentum": 0.99})
+    assert not bench.at_edge(nesterov, {"lr": nesterov.settings[3]["lr"], "momentum": 0.9})
 
 
 def test_twelve_tasks_of_which_two_wait_for_the_frozen_rules(tmp_path, monkeypatch):
