@@ -34,9 +34,10 @@ TOP = {
     "parallel",
 }
 ORDER = [TOP, {"data", "nets"}, {"kernel"}, {"taylor"}, {"curvature"}, {"optim"}, {"dynamics"}]
-ORDER += [{"checks", "training"}, {"report"}, {"papers", "cli"}]
+ORDER += [{"checks", "training"}, {"report", "testing"}, {"papers", "cli"}]
 RANK = {name: rank for rank, row in enumerate(ORDER) for name in row}
 ANYTHING_INSIDE_FUNCTIONS = {"papers", "cli"}
+SERVES_ALL = {"report", "testing"}  # stand on the top modules alone, and nothing below stands on them
 
 BASE = {"torch", "numpy", "scipy"}
 FOREIGN = dict.fromkeys(RANK, BASE) | {
@@ -45,6 +46,7 @@ FOREIGN = dict.fromkeys(RANK, BASE) | {
     "progress": {"rich"},
     "parallel": BASE | {"joblib"},
     "report": {"numpy", "jinja2", "markupsafe", "matplotlib"},
+    "testing": {"torch"},
     "cli": BASE | {"typer", "rich"},
 }
 SLOW_TO_IMPORT = {"sklearn", "matplotlib", "jinja2", "joblib", "rich"}
@@ -106,9 +108,9 @@ def allowed(part: str, target: str) -> bool:
         return True
     if part in TOP:
         return target in TOP
-    if part == "report" or part in ANYTHING_INSIDE_FUNCTIONS:
+    if part in SERVES_ALL or part in ANYTHING_INSIDE_FUNCTIONS:
         return target in TOP
-    return target != "report" and RANK[target] < RANK[part]
+    return target not in SERVES_ALL and RANK[target] < RANK[part]
 
 
 SUBJECTS = [path for path in sources("src") if path != SOURCE / "__init__.py"]
@@ -148,6 +150,10 @@ def test_listing_the_papers_imports_none_of_them():
         ("report", "def f():\n    import torch", 1),
         ("report", "from wideangle import kernel", 1),
         ("checks", "from wideangle import report", 1),
+        ("testing", "import torch\nfrom wideangle import seeds", 0),
+        ("testing", "import pytest", 1),
+        ("testing", "from wideangle import optim", 1),
+        ("checks", "from wideangle import testing", 1),
         ("cli", "def f():\n    from wideangle import checks", 0),
         ("cli", "from wideangle import checks", 1),
         ("result", "import matplotlib", 1),

@@ -14,7 +14,7 @@ from wideangle.errors import (
 )
 
 if TYPE_CHECKING:
-    from wideangle import checks, curvature, data, kernel, nets, optim, papers, report, taylor
+    from wideangle import checks, curvature, data, kernel, nets, optim, papers, report, taylor, testing
     from wideangle.checks import Checkup, checkup
     from wideangle.plan import Decision, Plan
     from wideangle.result import Provenance, Result
@@ -32,7 +32,18 @@ _LAZY = {
     "Training": "wideangle.training",
     "train": "wideangle.training",
 }
-_PACKAGES = ("checks", "curvature", "data", "kernel", "nets", "optim", "papers", "report", "taylor")
+_PACKAGES = (
+    "checks",
+    "curvature",
+    "data",
+    "kernel",
+    "nets",
+    "optim",
+    "papers",
+    "report",
+    "taylor",
+    "testing",
+)
 
 __all__ = [
     "Checkup",
@@ -57,6 +68,7 @@ __all__ = [
     "papers",
     "report",
     "taylor",
+    "testing",
     "train",
 ]
 

@@ -49,6 +49,7 @@ class Plan(Result):
     batch_size: Decision = field(default_factory=Decision)
     optimizer: Decision = field(default_factory=Decision)
     momentum: Decision = field(default_factory=Decision)
+    kappa_tilde: Decision = field(default_factory=Decision)
     warmup_steps: Decision = field(default_factory=Decision)
     stop: Decision = field(default_factory=Decision)
     suspect_labels: Decision = field(default_factory=Decision)

@@ -25,7 +25,7 @@ def test_every_section_and_a_plan_that_trains():
     assert all(s.status == "done" for s in found.sections), [s.summary for s in found.sections]
     assert [s.name for s in seen] == [s.name for s in found.sections]
     assert all(s.seconds > 0 and s.budget for s in found.sections)
-    assert len(found.verdict) == 6
+    assert len(found.verdict) == len(CHECKS) == 7
     assert all(any(char.isdigit() for char in sentence) for sentence in found.verdict)
     assert all("not measured" not in sentence for sentence in found.verdict)
     plan = found.plan
@@ -50,7 +50,7 @@ def test_result_round_trips(tmp_path):
     assert again.section("kernel").values["condition number"] > 1
     with pytest.raises(KeyError, match="there are kernel, step-size"):
         again.section("trial")
-    assert sum("not measured" in sentence for sentence in again.verdict) == 4
+    assert sum("not measured" in sentence for sentence in again.verdict) == 5
 
 
 def test_numbers_are_those_of_the_explicit_kernel():

@@ -46,7 +46,17 @@ def test_list():
     result = runner.invoke(app, ["papers", "list"])
     assert result.exit_code == 0
     slugs = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
-    assert slugs == ["linearity", "assembly", "dag", "conditioning", "alignment", "landscape", "aiming"]
+    assert slugs == [
+        "linearity",
+        "assembly",
+        "dag",
+        "conditioning",
+        "alignment",
+        "landscape",
+        "aiming",
+        "accelerated",
+        "mass",
+    ]
 
 
 def test_run_prints_each_claim_and_writes(toy, tmp_path):

@@ -13,7 +13,7 @@ from wideangle.kernel import factors, jacobian, tangent_kernel
 from wideangle.kernel.function_space import DenseKernel, linearised_descent, quickest_product
 from wideangle.kernel.lanczos import top_eigenpairs
 from wideangle.losses import SQUARED_LOSSES, hessian_factor
-from wideangle.optim import Constants, choose_batch, critical_step, measure_constants, recommend
+from wideangle.optim import Constants, choose_batch, choose_step, critical_step, measure_constants
 from wideangle.seeds import generator
 
 SUM_OVER = {
@@ -130,7 +130,7 @@ def test_batch_smoothness_is_the_curvature_bound_of_batches():
 
 def test_recommendation():
     constants = Constants("mse", 100, 10, smoothness=2.0, sample_smoothness=8.0)
-    step, batch = recommend(constants, 100)
+    step, batch = choose_step(constants, 100)
     assert (step.value, batch.value) == (0.5, 100)
     assert "L = 2 " in step.evidence
     assert constants.critical_batch == 4.0
@@ -141,7 +141,7 @@ def test_recommendation():
     few = Constants("mse", 9, 10, smoothness=2.0, sample_smoothness=20.0)
     assert choose_batch(few, lambda m: 1.0)[0].batch == 9
     with pytest.raises(InputError, match="batch size 101 of 100"):
-        recommend(constants, 101)
+        choose_step(constants, 101)
     with pytest.raises(InputError, match="lambda_max is 0"):
         critical_step(0.0, samples=1, outputs=1)
     with pytest.raises(InputError, match="unknown squared loss 'sse'"):

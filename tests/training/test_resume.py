@@ -14,7 +14,7 @@ from wideangle.errors import InputError, NumericsError
 from wideangle.training import train
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "mass"])
 @pytest.mark.parametrize("batch_size", [None, 7])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, optimizer, batch_size):
     x, y = make_data()

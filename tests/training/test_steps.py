@@ -171,3 +171,48 @@ def test_arrays_are_inputs_too():
 def test_no_steps_is_an_error():
     with pytest.raises(InputError, match="steps must be a whole number of at least 1, got 0"):
         train(nn.Linear(2, 1), torch.ones(2, 2), torch.ones(2, 1), Plan(), step_size=0.1, steps=0)
+
+
+@pytest.mark.parametrize("kappa_tilde", [1.0, 3.0])
+def test_mass_takes_the_steps_of_its_two_variable_form(kappa_tilde):
+    x, y = make_data()
+    model, twin = make_net().double(), make_net().double()
+    train(model, x, y, make_plan(0.2, 12), optimizer="mass", momentum=0.8, kappa_tilde=kappa_tilde)
+    target = nn.functional.one_hot(y, 3).double()
+    alpha = 0.2 / 1.8
+    eta2 = 0.2 * (1 - 1 / kappa_tilde) / (1 + alpha)
+    old = [p.detach().clone() for p in twin.parameters()]
+    for _ in range(12):
+        value = nn.functional.mse_loss(twin(x.double()), target)
+        gradients = torch.autograd.grad(value, list(twin.parameters()))
+        with torch.no_grad():
+            for k, (p, g) in enumerate(zip(twin.parameters(), gradients, strict=True)):
+                new = p - 0.2 * g
+                p.copy_(new + 0.8 * (new - old[k]) + eta2 * g)
+                old[k] = new
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-12)
+
+
+def test_mass_from_a_plan_and_its_limits():
+    x, y = make_data()
+    plan = make_plan(0.1, 5)
+    plan = Plan(
+        step_size=plan.step_size,
+        loss=plan.loss,
+        optimizer=Decision("mass"),
+        momentum=Decision(0.9),
+        kappa_tilde=Decision(4.0),
+        stop=Decision(5),
+    )
+    recipe = make_recipe(plan, len(x), {})
+    optimiser = make_optimizer(recipe, make_net())
+    group = optimiser.param_groups[0]
+    assert (group["lr"], group["kappa_tilde"]) == (0.1, 4.0)
+    assert (1 - group["alpha"]) / (1 + group["alpha"]) == pytest.approx(0.9)
+    result = train(make_net(), x, y, plan)
+    assert result.section("run").values["kappa tilde"] == 4.0
+    with pytest.raises(InputError, match="kappa_tilde must be at least 1"):
+        make_recipe(plan, len(x), {"kappa_tilde": 0.5})
+    with pytest.raises(InputError, match="'mass' needs a momentum"):
+        make_recipe(plan, len(x), {"momentum": 0.0})

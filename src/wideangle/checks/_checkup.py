@@ -25,7 +25,7 @@ __all__ = ["Checkup", "checkup"]
 
 @dataclass(frozen=True)
 class Checkup(Document):
-    """The outcome of a check-up: sections, five sentences of verdict, and a plan.
+    """The outcome of a check-up: sections, a sentence of verdict from each, and a plan.
 
     `section("kernel").values` holds the numbers of a section; `plan` the recommendations. A check-up
     that was interrupted has `complete=False` and the sections finished by then.
@@ -40,6 +40,7 @@ def checkup(
     loss: str = "mse",
     only: Sequence[str] | str | None = None,
     steps: int | None = None,
+    batch_size: int | None = None,
     output: OutputPick = None,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -52,10 +53,12 @@ def checkup(
 
     step = 1/L,  L = lambda_max((1/n) S^T K S),  S S^T = the loss Hessian in the outputs;  eta_crit = 2/L
 
-    Regime, kernel, step size, labels, trial run, verdict: each section states what it measured and what
-    follows. The model is copied; yours is left as it is, trained or not. BatchNorm is measured with fixed
-    statistics, dropout is off. Cost: the kernel's (one forward and C backward passes, n^2 terms), some 20
-    products with it, and a few hundred full-batch steps; a minute for 512 samples and a small net.
+    Regime, kernel, step size, labels, trial run, landscape, optimiser, verdict: each section states what it
+    measured and what follows. The model is copied; yours is left as it is, trained or not. BatchNorm is
+    measured with fixed statistics, dropout is off.
+
+    Cost: the kernel's (one forward and C backward passes, n^2 terms), some 20 products with it, and a few
+    hundred full-batch steps; a minute for 512 samples and a small net.
 
     Args:
         model: any module whose output for a sample does not depend on the other samples.
@@ -64,6 +67,8 @@ def checkup(
         loss: "mse" (torch.nn.MSELoss on one-hot labels) or "cross-entropy", both averaged over samples.
         only: names of the sections to run; all where left out.
         steps: length of the trial run; by default 200, or fewer where the section's time would not do.
+        batch_size: samples a step in the plan; the section "optimiser" then writes its recommendation for it into
+            the plan, as it does where it runs alone. Chosen from the constants where left out.
         output: which part of a tuple, dict or ModelOutput holds the logits.
         seed: of every random choice.
         device: where to compute; where the model lies, if left out.
@@ -94,7 +99,17 @@ def checkup(
     where = device if device is not None else _device(model)
     label = name or type(model).__name__
     study = open_study(
-        model, x, y, loss=loss, output=output, steps=steps, seed=seed, device=where, name=label, data=data
+        model,
+        x,
+        y,
+        loss=loss,
+        output=output,
+        steps=steps,
+        seed=seed,
+        device=where,
+        name=label,
+        data=data,
+        batch=batch_size,
     )
     _refuse_solved(study)
     sections: list[Section] = []
@@ -194,7 +209,8 @@ def _plan(study: Study, complete: bool) -> Plan:
 def _predicted(study: Study) -> list[list[float]]:
     """Return [step, loss] of the linearised model at the planned step, at log-spaced steps."""
     planned = study.decisions.get("step_size")
-    if planned is None or planned.value is None:
+    optimizer = study.decisions.get("optimizer")
+    if planned is None or planned.value is None or (optimizer is not None and optimizer.value != "sgd"):
         return []
     same = math.isclose(planned.value, 1.0 / study.constants.smoothness)
     losses = (study.path if same else study.linearised(planned.value, PATH_STEPS)).losses

@@ -39,6 +39,7 @@ CHECKS: tuple[Check, ...] = (
     Check("labels", "Labels: what will be learned, and how fast", 10.0, "labels"),
     Check("trial", "Trial run: predicted against measured", 40.0, "trial"),
     Check("landscape", "Will it get there: the landscape along the run", 20.0, "landscape"),
+    Check("optimiser", "Optimiser: which momentum, and a race", 15.0, "optimiser"),
 )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from wideangle.errors import InputError
 from wideangle.kernel._factors import Factors, factors
 from wideangle.kernel._model import Batch, OutputPick, batch_size, batches, call, explained, logits, take
+from wideangle.kernel._settle import is_batch_norm, settle
 from wideangle.kernel.function_space import (
     DenseKernel,
     LinearisedRun,
@@ -46,6 +47,7 @@ class Study:
     steps: int | None
     name: str
     data: str
+    batch: int | None = None  # the batch size the user wants
     notes: list[str] = field(default_factory=list)
     decisions: dict[str, Decision] = field(default_factory=dict)
     sentences: dict[str, str] = field(default_factory=dict)
@@ -164,13 +166,9 @@ class Study:
         """Return a copy of the model to train: BatchNorm in train mode, dropout off."""
         model = copy.deepcopy(self.model)
         for module in model.modules():
-            if _is_batch_norm(module):
+            if is_batch_norm(module):
                 module.train()
         return model
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def open_study(
@@ -185,6 +183,7 @@ def open_study(
     device: str | torch.device,
     name: str,
     data: str,
+    batch: int | None = None,
 ) -> Study:
     """Return a study of a copy of `model`, with inputs, labels and loss checked.
 
@@ -208,7 +207,7 @@ def open_study(
         raise InputError(f"the model cannot be put on device {str(device)!r}: {error}") from error
     x = _as_model(x, next(copied.parameters()).dtype)
     with explained(x):
-        notes = _settle(copied, x)
+        notes = settle(copied, x)
     with torch.no_grad(), explained(x):
         first = take(x, slice(0, 2))
         outputs = logits(
@@ -219,7 +218,11 @@ def open_study(
         raise InputError(f"x has {batch_size(x)} samples and y has {len(targets)}; give one target a sample")
     if batch_size(x) < 2:
         raise InputError("the check-up compares samples with each other and needs at least 2, got 1")
-    return Study(copied, x, y, targets, loss, output, seed, steps, name, data, notes)
+    if batch is not None and not 1 <= batch <= batch_size(x):
+        raise InputError(
+            f"batch size {batch} of {batch_size(x)} samples; it must lie between 1 and the samples"
+        )
+    return Study(copied, x, y, targets, loss, output, seed, steps, name, data, batch, notes)
 
 
 def _joined(x: Any, y: Any, device: torch.device) -> tuple[Batch, Tensor]:
@@ -245,33 +248,3 @@ def _as_model(x: Batch, dtype: torch.dtype) -> Batch:
     if isinstance(x, Tensor):
         return x.to(dtype) if x.is_floating_point() else x
     return {key: value.to(dtype) if value.is_floating_point() else value for key, value in x.items()}
-
-
-def _settle(model: nn.Module, x: Batch) -> list[str]:
-    """Put the copy into eval mode, BatchNorm with statistics of the data where it has none; say so."""
-    notes = []
-    norms = [module for module in model.modules() if _is_batch_norm(module)]
-    blank = [m for m in norms if m.track_running_stats and int(m.num_batches_tracked or 0) == 0]  # type: ignore[union-attr]
-    if blank:
-        model.eval()
-        for module in blank:
-            module.train()
-            module.momentum = None  # type: ignore[assignment]
-        with torch.no_grad():
-            _ = model(**x) if isinstance(x, dict) else model(x)
-        for module in blank:
-            module.momentum = 0.1  # type: ignore[assignment]
-        notes.append(
-            f"{len(blank)} BatchNorm layers had no statistics yet; they were set from the data, and the kernel "
-            "is that of the model with these fixed. The trial run trains with batch statistics."
-        )
-    elif norms:
-        notes.append(
-            f"The kernel is measured with the running statistics of {len(norms)} BatchNorm layers fixed; the "
-            "trial run trains with batch statistics."
-        )
-    dropped = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-    if dropped:
-        notes.append(f"Dropout ({len(dropped)} layers) is switched off throughout the check-up.")
-    model.eval()
-    return notes

@@ -11,7 +11,7 @@ from wideangle.checks._study import Study
 from wideangle.document import Section, Table
 from wideangle.kernel._model import Batch, take
 from wideangle.losses import SQUARED_LOSSES
-from wideangle.optim import choose_batch, critical_step, recommend
+from wideangle.optim import choose_batch, choose_step, critical_step
 from wideangle.plan import Decision
 
 __all__ = ["run"]
@@ -21,19 +21,25 @@ def run(study: Study) -> Section:
     """Return the critical step in every convention, the constants L and L1, and step and batch to use."""
     constants = study.constants
     choice, tried = choose_batch(constants, lambda m: _seconds(study, m))
-    step, batch = recommend(constants, choice.batch)
+    size = choice.batch if study.batch is None else study.batch
+    step, batch = choose_step(constants, size)
+    why = (
+        "as asked for"
+        if study.batch
+        else "the smallest of at least 16 whose step is 4/5 of the full-batch one"
+    )
     study.decisions["step_size"] = step
     study.decisions["batch_size"] = Decision(
         batch.value,
         batch.unit,
-        f"{batch.evidence}; the smallest of at least 16 whose step is 4/5 of the full-batch one",
+        f"{batch.evidence}; {why}",
     )
     study.decisions["optimizer"] = Decision(
         "sgd", "", "plain gradient descent is what the kernel predicts; momentum was not measured"
     )
     through = "Gauss-Newton matrix" if study.loss == "cross-entropy" else "full tangent kernel"
     study.sentences["step-size"] = (
-        f"take {step.value:.3g} with batches of {choice.batch} ({1 / constants.smoothness:.3g} for all "
+        f"take {step.value:.3g} with batches of {size} ({1 / constants.smoothness:.3g} for all "
         f"{study.samples} at once); above {constants.critical_step:.3g} full-batch descent on the linearised model "
         f"diverges ({study.loss}, through the {through})"
     )
@@ -44,7 +50,7 @@ def run(study: Study) -> Section:
         "critical batch L1 / L": constants.critical_batch,
         "critical step 2 / L": constants.critical_step,
         "recommended full-batch step 1 / L": 1.0 / constants.smoothness,
-        "recommended batch": choice.batch,
+        "recommended batch": size,
         "recommended step at that batch": step.value,
     }
     source = (

@@ -37,6 +37,10 @@ def measure(
     loss: Annotated[str, typer.Option("--loss", help="mse or cross-entropy.")] = "mse",
     n: Annotated[int | None, typer.Option("--n", help=f"Samples; {SAMPLES} where there are so many.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Steps of the trial run.")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", help="Samples a step; the plan then takes the optimiser for it."),
+    ] = None,
     out: OutOption = None,
     json: JsonOption = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Write the plan here.")] = None,
@@ -69,6 +73,7 @@ def measure(
         loss=loss,
         only=only or None,
         steps=steps,
+        batch_size=batch_size,
         seed=seed,
         device=place,
         output=output_pick(output),
@@ -83,7 +88,8 @@ def measure(
         _output.plan_table(result.plan)
     if plan is not None and not decided and result.complete:
         warn(
-            "no plan is written: the sections that decide something (step-size, labels) were left out or failed"
+            "no plan is written: the sections that decide something (step-size, labels, optimiser) were left out "
+            "or failed"
         )
     _output.files((outputs if decided else replace(outputs, plan=None)).write(result))
     if not result.complete:

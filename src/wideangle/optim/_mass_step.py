@@ -3,7 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from wideangle.errors import InputError
 
 __all__ = ["by_kind", "first_non_finite", "mass", "momentum", "share"]
+
+_AT_ONCE = {"cuda": 1 << 25}
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def mass(
@@ -27,6 +30,7 @@ def mass(
     maximize: bool = False,
     foreach: bool | None = None,
     fused: bool | None = None,
+    capturable: bool = False,
     differentiable: bool = False,
     masters: Sequence[Tensor] | None = None,
 ) -> None:
@@ -46,7 +50,7 @@ def mass(
         params: tensors u of any shapes, real and strided.
         grads: a gradient for each.
         buffers: c for each; with `differentiable` the entries of the list are replaced, not changed.
-        lr: step; a tensor of one element is never read on the host, so a CUDA graph can be captured.
+        lr: step; a number or a tensor of one element.
         alpha: in (0, 1]; 1 only with kappa_tilde = 1, where no momentum is left.
         kappa_tilde: at least 1.
         weight_decay: g <- g + weight_decay u, before both uses of g.
@@ -55,6 +59,8 @@ def mass(
         foreach: the multi-tensor form; False is the plain loop. None: on CUDA the multi-tensor form, on the
             CPU `fused` where it applies, else the loop.
         fused: torch's fused SGD kernel, one pass over memory. It needs contiguous tensors of one type each.
+        capturable: lr is a tensor and is not read on the host, so that a CUDA graph can be captured; without
+            it, only one that lies on the host is read.
         differentiable: autograd passes through the step; the plain loop.
         masters: the weights of higher precision that the step acts on; `params` get rounded copies.
 
@@ -70,19 +76,20 @@ def mass(
 
     Reference: Liu, Belkin 2020, Algorithm 1, rewritten with one buffer; the paper stores w beside u.
     """
-    weights = params if masters is None else masters
-    if masters is not None:
-        grads = [grad.to(weight.dtype) for grad, weight in zip(grads, weights, strict=True)]
-    gamma, weight = momentum(alpha), share(alpha, kappa_tilde)
-    way = _way(weights, grads, buffers, foreach, fused, differentiable)
-    if decoupled_weight_decay and weight_decay != 0:
-        _decay(weights, lr, weight_decay, way is _loop)
-        weight_decay = 0.0
-    options = {"differentiable": differentiable} if way is _loop else {}
-    way(weights, grads, buffers, lr, gamma, weight, weight_decay, maximize, **options)
-    if masters is not None:
-        for param, master in zip(params, masters, strict=True):
-            param.copy_(master)
+    if isinstance(lr, Tensor) and lr.is_cpu and not (capturable or differentiable):
+        lr = lr.item()
+    numbers = (momentum(alpha), share(alpha, kappa_tilde), weight_decay, decoupled_weight_decay, maximize)
+    forms = (foreach, fused, differentiable)
+    if masters is None:
+        _step(params, grads, buffers, lr, numbers, forms)
+        return
+    for part in _batches(masters):
+        weights = masters[part]
+        converted = [grad.to(weight.dtype) for grad, weight in zip(grads[part], weights, strict=True)]
+        _step(weights, converted, buffers[part], lr, numbers, forms)
+        for param, weight in zip(params[part], weights, strict=True):
+            if param is not weight:
+                param.copy_(weight)
 
 
 def momentum(alpha: float) -> float:
@@ -93,6 +100,35 @@ def momentum(alpha: float) -> float:
 def share(alpha: float, kappa_tilde: float) -> float:
     """Return s, the share of each gradient that enters the buffer; 0 without momentum (alpha = 1)."""
     return 0.0 if alpha == 1 else (1 / kappa_tilde - alpha) / (1 - alpha)
+
+
+def _step(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: list[Tensor],
+    lr: float | Tensor,
+    numbers: tuple[float, float, float, bool, bool],
+    forms: tuple[bool | None, bool | None, bool],
+) -> None:
+    gamma, weight, weight_decay, decoupled, maximize = numbers
+    way = _way(weights, grads, buffers, *forms)
+    if decoupled and weight_decay != 0:
+        _decay(weights, lr, weight_decay, way is _loop)
+        weight_decay = 0.0
+    options = {"differentiable": forms[-1]} if way is _loop else {}
+    way(weights, grads, buffers, lr, gamma, weight, weight_decay, maximize, **options)
+
+
+def _batches(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Slices of the list of some million elements: what the gradients in higher precision take at a time."""
+    start, held = 0, 0
+    for i, tensor in enumerate(tensors):
+        held += tensor.numel()
+        if held >= _AT_ONCE.get(tensor.device.type, 1 << 20):
+            yield slice(start, i + 1)
+            start, held = i + 1, 0
+    if start < len(tensors):
+        yield slice(start, len(tensors))
 
 
 def _way(
@@ -115,7 +151,7 @@ def _way(
         return _fused
     if foreach is not None:
         return _foreach if foreach else _loop
-    if all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cuda for tensor in weights):
+    if _PLAIN.issuperset(map(type, weights)) and all(tensor.is_cuda for tensor in weights):
         return _foreach
     if fused is None and _fusible(weights, grads, buffers) and not torch.compiler.is_compiling():
         return _fused
@@ -124,15 +160,14 @@ def _way(
 
 def _fusible(weights: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor]) -> bool:
     """Whether the fused kernel reads them rightly: it walks through memory, whatever the strides say."""
-    return all(
-        u.is_contiguous()
-        and g.is_contiguous()
-        and c.is_contiguous()
-        and u.dtype == g.dtype == c.dtype
-        and type(u) in (Tensor, torch.nn.Parameter)
-        and u.device.type in ("cpu", "cuda")
-        for u, g, c in zip(weights, grads, buffers, strict=True)
-    )
+    if not _PLAIN.issuperset(map(type, weights)):
+        return False
+    for u, g, c in zip(weights, grads, buffers, strict=True):
+        if not (u.is_contiguous() and g.is_contiguous() and c.is_contiguous()):
+            return False
+        if not (u.dtype is g.dtype is c.dtype and (u.is_cpu or u.is_cuda)):
+            return False
+    return True
 
 
 def _decay(weights: Sequence[Tensor], lr: float | Tensor, weight_decay: float, loop: bool) -> None:
@@ -208,15 +243,17 @@ def _fused(
     maximize: bool,
 ) -> None:
     for (u, g, c), kind in by_kind([weights, grads, buffers]):
+        if gamma == 0:  # the kernel then takes no buffers
+            torch._foreach_zero_(c)
         torch._fused_sgd_(
             u,
             g,
-            c,
+            c if gamma else [],
             weight_decay=weight_decay,
             momentum=gamma,
             lr=lr.to(kind[0]) if isinstance(lr, Tensor) else lr,
             dampening=1 - weight,
-            nesterov=True,
+            nesterov=gamma != 0,
             maximize=maximize,
             is_first_step=False,
         )
@@ -236,11 +273,17 @@ def by_kind(lists: Sequence[Sequence[Tensor]]) -> list[tuple[list[Any], tuple[to
 
 
 def first_non_finite(tensors: Sequence[Tensor]) -> int | None:
-    """Return the index of the first tensor with a NaN or an infinity, or None; the host waits once a type."""
-    places = [i for i, tensor in enumerate(tensors) if tensor.numel()]
-    found: list[int] = []
-    for (part, part_places), _ in by_kind([[tensors[i] for i in places], places]):  # type: ignore[list-item]
-        finite = torch.stack(torch._foreach_norm(part, float("inf"))).isfinite()
-        if not bool(finite.all()):
-            found.append(part_places[int((~finite).nonzero()[0])])
-    return min(found, default=None)
+    """Return the index of the first tensor with a NaN or an infinity, or None; the host waits once a type.
+
+    The kernel is that of torch's GradScaler, with the scale 1, which leaves every bit as it is.
+    """
+    plain = [tensor.detach() for tensor in tensors if tensor.is_contiguous()]
+    finite = all(bool(tensor.isfinite().all()) for tensor in tensors if not tensor.is_contiguous())
+    with torch.no_grad():
+        for (part,), (device, _) in by_kind([plain]):
+            found, scale = torch.zeros((), device=device), torch.ones((), device=device)
+            torch._amp_foreach_non_finite_check_and_unscale_(part, found, scale)
+            finite = finite and not bool(found)
+    if finite:
+        return None
+    return next(i for i, tensor in enumerate(tensors) if not bool(tensor.isfinite().all()))

@@ -1,87 +1,319 @@
-"""From measured constants to decisions: step size and batch size, each with its evidence."""
+"""The recommendation: learning rate, momentum and compensation of MaSS for a batch size, from measurement alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
 
 from wideangle.errors import InputError
+from wideangle.kernel._model import OutputPick
+from wideangle.optim._forecast import Quadratic, forecast
+from wideangle.optim._mass_parameters import MassParameters
+from wideangle.optim._measured import Measured, measure
+from wideangle.optim._step_choice import LEAST_BATCH
+from wideangle.optim.accelerated import best_kappa_hat
 from wideangle.optim.constants import Constants
-from wideangle.plan import Decision
+from wideangle.plan import Decision, Plan
 from wideangle.result import Result
 
-__all__ = ["StepChoice", "choose_batch", "recommend"]
+__all__ = ["Recommendation", "recommend", "recommendation_of", "usual_batch"]
 
-LEAST_BATCH = 16
+PASSES = 10.0  # over the data, where no budget is given
+SHARE = 0.05  # of the budget that the measurement may take, where nothing else is said
+LONGEST = 50.0  # delta / lr: the slow iterate's step in steps of the fast one, see `recommend`
+GROWTH = {"mse": 1.0, "cross-entropy": 4.0}  # of the curvature during training, see `recommend`
+SLOW = 1.1  # a method that takes at most so many times the steps is as good
+FRACTIONS = (0.25, 0.5, 1.0)  # of 1 / L_m, the step sizes looked at
+FINEST = 18  # values of alpha and of kappa_tilde looked at
 
 
 @dataclass(frozen=True)
-class StepChoice(Result):
-    """A batch size with its safe step, the measured seconds a step, and the progress a second they give."""
+class Recommendation(Result):
+    """The parameters of MaSS for a model, its data and a batch size, and what they were derived from.
 
-    batch: int = 0
-    step: float = 0.0
-    seconds: float = 0.0
+    `lr`, `alpha`, `kappa_tilde` are the settings (`parameters`, and `gamma`, `eta2` in the paper's terms);
+    `method` is "mass", "nesterov" or "sgd", the simplest that is forecast to be as good. `forecast_loss` and
+    `sgd_loss`, `nesterov_loss` are those of the quadratic at the end of the budget with each method's best
+    setting, as multiples of its loss at the start; `speed_up` is how many times more steps SGD would take
+    to the loss it reaches. `kappa_m`, `kappa_tilde_m` are the paper's constants for this batch, mu being
+    the eigenvalue `cut_off` = L / kappa_hat that the budget can reach. `settings` holds the best [lr, alpha,
+    kappa_tilde] of each method, `passes` is what the measurement cost.
+    """
+
+    loss: str = "mse"
+    batch_size: int = 0
+    budget: float = PASSES
+    steps: int = 0
+    method: str = "mass"
+    lr: float = 0.0
+    alpha: float = 1.0
+    kappa_tilde: float = 1.0
+    smoothness_m: float = 0.0
+    kappa_m: float = 0.0
+    kappa_tilde_m: float = 0.0
+    kappa_hat: float = 0.0
+    cut_off: float = 0.0
+    critical_batches: list[float] = field(default_factory=list)
+    forecast_loss: float = 0.0
+    sgd_loss: float = 0.0
+    nesterov_loss: float = 0.0
+    speed_up: float = 1.0
+    theory_alpha: float = 0.0
+    growth: float = 1.0
+    passes: float = 0.0
+    settings: dict[str, list[float]] = field(default_factory=dict)
+    regime: str = ""
+    verdict: str = ""
+    notes: list[str] = field(default_factory=list)
+    constants: Constants = field(default_factory=Constants, repr=False)
 
     @property
-    def speed(self) -> float:
-        """Step size over seconds a step: how fast the well-conditioned directions shrink."""
-        return self.step / self.seconds if self.seconds > 0 else 0.0
+    def parameters(self) -> MassParameters:
+        """The three parameters, for `MaSS.retune` or their other form."""
+        return MassParameters(self.lr, self.alpha, self.kappa_tilde)
+
+    @property
+    def gamma(self) -> float:
+        """Momentum, (1 - alpha) / (1 + alpha)."""
+        return self.parameters.gamma
+
+    @property
+    def eta2(self) -> float:
+        """Compensation, see `MassParameters`."""
+        return self.parameters.eta2
+
+    def mass(self, batch_size: int | None = None) -> MassParameters:
+        """Return `parameters`, so that `MaSS.from_constants` takes a recommendation too.
+
+        Raises:
+            InputError: another batch size than the one it was made for.
+        """
+        if batch_size not in (None, self.batch_size):
+            raise InputError(
+                f"the recommendation is for batches of {self.batch_size}, not {batch_size}; ask for another"
+            )
+        return self.parameters
+
+    def into(self, plan: Plan) -> Plan:
+        """Return the plan with step size, batch size, optimiser and its momentum replaced by these."""
+        return replace(plan, **self.decisions())
+
+    def decisions(self) -> dict[str, Decision]:
+        """Return the entries of a plan that this recommendation decides, each with its evidence."""
+        p = self.parameters
+        why = (
+            f"L_m = {self.smoothness_m:.4g} at batch {self.batch_size}, curvature growth {self.growth:g} allowed for; "
+            f"forecast over {self.steps} steps"
+        )
+        momentum = 0.0 if self.method == "sgd" else p.gamma
+        kappa_tilde = Decision(p.kappa_tilde, "", f"eta2 = {p.eta2:.4g}, the compensation of MaSS")
+        return {
+            "step_size": Decision(p.lr, "a step", why),
+            "batch_size": Decision(self.batch_size, "samples", self.regime),
+            "optimizer": Decision(self.method, "", self.verdict),
+            "momentum": Decision(momentum, "", f"alpha = {p.alpha:.4g}, kappa_tilde = {p.kappa_tilde:.4g}"),
+            "stop": Decision(self.steps, "steps", f"the budget: {self.budget:g} passes over the data"),
+        } | ({"kappa_tilde": kappa_tilde} if self.method == "mass" else {})
 
 
-def choose_batch(
-    constants: Constants, seconds: Callable[[int], float]
-) -> tuple[StepChoice, list[StepChoice]]:
-    """Return the batch size to take, and all that were looked at with their measured speed.
+def recommend(
+    model: nn.Module,
+    x: Any,
+    y: Any,
+    loss: str = "mse",
+    batch_size: int | None = None,
+    budget: float | None = None,
+    *,
+    samples: int | None = None,
+    output: OutputPick = None,
+    seed: int = 0,
+) -> Recommendation:
+    """Return learning rate and momentum for a model, its data and a batch size, without a single trial step.
 
-    the smallest power of two m >= 16 with L_m <= 5/4 L: a step at least 4/5 of the full-batch one; else n
+        minimise E loss(T) over lr <= 1 / (s L_m), alpha, kappa_tilde with 1 / (alpha kappa_tilde) <= 50,
+        on the quadratic with the curvatures s lambda_i
 
-    Up to the critical batch L1 / L the step grows with m, beyond it hardly. The choice follows from the
-    constants alone, so it repeats; the seconds are shown beside it. Below 16, the fixed cost of a step
-    and the noise of batch statistics count for more than what the constants say.
+    The linearised model's loss is a quadratic: its curvatures lambda_i and the share of the loss in each
+    come from the tangent kernel of a random subsample. The noise of batches enters by the bound that the
+    gradient g, loss l and Hessian A of one sample satisfy, g g^T <= 2 l A, so that it vanishes with the loss.
+    The mean-square course of MaSS on such a quadratic is a recursion of three numbers a direction; its end
+    after T = budget n / m steps is computed for every setting of a grid, and the best is taken: where the
+    smallest eigenvalue is out of reach, an asymptotic rate says nothing about the loss at T. For
+    cross-entropy the quadratic is Boehning's upper bound. Two constants were set by looking at runs (the ten
+    development tasks of benchmarks/bench_zero_search.py): s, 1 for the squared loss and 4 for cross-entropy,
+    whose outputs grow without bound and the kernel with them; and the 50, the step of the slow iterate in
+    units of lr, above which a transformer diverged that the quadratic would have let pass.
+
+    The worst-case theory of the paper is reported beside it: L_m, kappa_m, kappa_tilde_m, its alpha. There
+    mu is the cut-off L / kappa_hat that T full-batch steps can reach.
+
+    Cost: (1 + 2 C) samples / (3 n) passes over the data, an eigendecomposition of side samples x C, and some
+    seconds for the forecast.
 
     Args:
-        constants: the measured constants.
-        seconds: batch size -> seconds of one training step on this machine.
+        model: any module; a copy is measured, where it stands: call again during training and pass the
+            result to `MaSS.retune`.
+        x: n inputs, a tensor or a dict of tensors.
+        y: n class labels, or numbers (n, C).
+        loss: "mse" (torch.nn.MSELoss on one-hot labels) or "cross-entropy".
+        batch_size: m; the smallest power of two from 16 on whose step is 4/5 of the full batch's, where left out.
+        budget: passes over the data still to be made; 10 where left out.
+        samples: how many to look at, at most n; by default 128, or as many as 5 % of the budget pays for.
+        output: which part of a tuple, dict or ModelOutput holds the logits.
+        seed: of the subsample.
 
-    Example:
-        >>> c = Constants("mse", 512, 1, smoothness=1.0, sample_smoothness=9.0)
-        >>> choose_batch(c, lambda m: 1.0)[0].batch
-        32
-    """
-    n = constants.samples
-    sizes = [m for m in (2**k for k in range(n.bit_length())) if m < n] + [n]
-    tried = [StepChoice(m, 1.0 / constants.batch_smoothness(m), seconds(m)) for m in sizes]
-    least = 0.8 / constants.smoothness
-    return next(c for c in tried if c.batch == n or (c.batch >= LEAST_BATCH and c.step >= least)), tried
-
-
-def recommend(constants: Constants, batch: int | None = None) -> tuple[Decision, Decision]:
-    """Return the decisions on step size and batch size.
-
-    step = 1 / L_m, half the critical step of the batch's own curvature bound
-
-    Args:
-        constants: the measured constants.
-        batch: m; the whole set (full-batch descent) where left out.
+    Returns:
+        A `Recommendation`.
 
     Raises:
-        InputError: the batch is not within 1..n.
+        InputError: something given cannot be used.
+        NumericsError: the outputs do not react to the parameters.
 
     Example:
-        >>> step, batch = recommend(Constants("mse", 64, 1, smoothness=2.0, sample_smoothness=4.0))
-        >>> step.value, batch.value
-        (0.5, 64)
+        >>> import torch
+        >>> from wideangle.seeds import generator
+        >>> x = torch.randn(64, 20, generator=generator(0, "x"))
+        >>> found = recommend(nn.Linear(20, 1), x, x[:, :1], batch_size=8, budget=20)
+        >>> found.steps, found.kappa_tilde >= 1, 0 < found.lr <= 1 / found.smoothness_m * 1.001
+        (160, True, True)
+
+    Reference: Liu, Belkin 2020 (MaSS, L_m, kappa_m, kappa_tilde_m); Liu, Belkin 2018 (the cut-off); the forecast
+    is derived here.
     """
+    passes = PASSES if budget is None else float(budget)
+    if not (math.isfinite(passes) and passes > 0):
+        raise InputError(f"budget is {budget} passes over the data; it must be positive and finite")
+    if samples is not None and samples < 2:
+        raise InputError(f"samples={samples}; the measurement needs at least 2")
+    measured = measure(model, x, y, loss, samples=samples, budget=SHARE * passes, output=output, seed=seed)
+    n = measured.constants.samples
+    m = usual_batch(measured.constants) if batch_size is None else batch_size
+    if isinstance(m, bool) or not isinstance(m, int) or not 1 <= m <= n:
+        raise InputError(f"batch size {m!r} of {n} samples; it must be a whole number between 1 and {n}")
+    return recommendation_of(measured, m, passes)
+
+
+def usual_batch(constants: Constants) -> int:
     n = constants.samples
-    m = n if batch is None else batch
-    if not 1 <= m <= n:
-        raise InputError(f"batch size {m} of {n} samples; it must be between 1 and {n}")
-    smoothness = constants.batch_smoothness(m)
-    kind = "Gauss-Newton matrix" if constants.loss == "cross-entropy" else "c x full tangent kernel"
-    evidence = (
-        f"1 / L_m with L_m = {smoothness:.4g} at batch {m}: L = {constants.smoothness:.4g} (largest "
-        f"eigenvalue of the {kind}), L1 = {constants.sample_smoothness:.4g} (largest of one sample)"
+    sizes = [*(2**k for k in range(n.bit_length()) if LEAST_BATCH <= 2**k < n), n]
+    return next(m for m in sizes if m == n or constants.batch_smoothness(m) <= 1.25 * constants.smoothness)
+
+
+def recommendation_of(measured: Measured, m: int, passes: float) -> Recommendation:
+    """Return the recommendation for what was measured, a batch size and a budget in passes."""
+    steps = max(1, round(passes * measured.constants.samples / m))
+    constants = measured.constants
+    growth = GROWTH[constants.loss]
+    problem = measured.problem.binned().scaled(growth)
+    smoothness, share = constants.batch_smoothness(m), constants.share(m)
+    kappa_hat = _reachable(measured.problem, steps)
+    cut_off = constants.smoothness / kappa_hat
+    kappa_tilde_m = constants.batch_kappa_tilde(m)
+    choices = {
+        name: _best(problem, _settings(growth * smoothness, steps, name), share, steps)
+        for name in ("sgd", "nesterov", "mass")
+    }
+    best = choices["mass"][1]
+    course = forecast(problem, [p for p, _ in choices.values()], share, range(steps + 1))
+    speed_up = _speed_up(course[2], course[0, -1])
+    method, verdict = _judge(course, speed_up, constants, m)
+    parameters = choices[method][0]
+    scale = problem.loss
+    return Recommendation(
+        loss=constants.loss,
+        batch_size=m,
+        budget=passes,
+        steps=steps,
+        method=method,
+        lr=parameters.lr,
+        alpha=parameters.alpha,
+        kappa_tilde=parameters.kappa_tilde,
+        smoothness_m=smoothness,
+        kappa_m=smoothness / cut_off,
+        kappa_tilde_m=kappa_tilde_m,
+        kappa_hat=kappa_hat,
+        cut_off=cut_off,
+        critical_batches=list(constants.critical_batches),
+        forecast_loss=best / scale,
+        sgd_loss=choices["sgd"][1] / scale,
+        nesterov_loss=choices["nesterov"][1] / scale,
+        speed_up=speed_up,
+        theory_alpha=1.0 / math.sqrt(smoothness / cut_off * kappa_tilde_m),
+        growth=growth,
+        passes=measured.passes,
+        settings={name: [p.lr, p.alpha, p.kappa_tilde] for name, (p, _) in choices.items()},
+        regime=_regime(constants, m),
+        verdict=verdict,
+        notes=measured.notes,
+        constants=constants,
     )
-    size = f"critical batch L1 / L = {constants.critical_batch:.3g}; {m} of {n} samples a step"
-    return Decision(1.0 / smoothness, "a step", evidence), Decision(m, "samples", size)
+
+
+def _settings(smoothness: float, steps: int, method: str) -> list[MassParameters]:
+    """Return the settings looked at: three step sizes, alpha from 1 to 1/T, kappa_tilde from 1 to 1/alpha.
+
+    Left out is what moves more than `LONGEST` steps along a steady gradient, lr / (alpha kappa_tilde) being
+    the slow iterate's step.
+    """
+    if method == "sgd":
+        return [MassParameters(fraction / smoothness, 1.0, 1.0) for fraction in FRACTIONS]
+    found = []
+    for alpha in np.geomspace(1.0, max(1.0 / steps, 1e-4), FINEST).tolist():
+        most = 1.0 / alpha
+        count = max(2, round(FINEST * math.log(most) / 8))
+        for kappa_tilde in np.geomspace(1.0, most, count).tolist() if method == "mass" else [1.0]:
+            if most / kappa_tilde <= LONGEST:
+                held = min(kappa_tilde, most)
+                found += [MassParameters(fraction / smoothness, alpha, held) for fraction in FRACTIONS]
+    return found
+
+
+def _best(
+    problem: Quadratic, settings: Sequence[MassParameters], share: float, steps: int
+) -> tuple[MassParameters, float]:
+    ends = forecast(problem, settings, share, steps)[:, 0]
+    place = int(np.argmin(ends))
+    return settings[place], float(ends[place])
+
+
+def _speed_up(ours: np.ndarray, reached: float) -> float:
+    """Return T over the first step at which `ours` is where SGD ends."""
+    there = np.nonzero(ours <= reached * (1 + 1e-9))[0]
+    return (len(ours) - 1) / max(int(there[0]), 1) if len(there) else 1.0
+
+
+def _judge(course: np.ndarray, speed_up: float, constants: Constants, m: int) -> tuple[str, str]:
+    """Return the simplest method that is as good, and why, from the courses of sgd, nesterov and mass."""
+    if speed_up <= SLOW:
+        return "sgd", (
+            f"plain SGD is as good here: MaSS would be {speed_up:.2f} times as fast over this budget"
+        )
+    nesterov = _speed_up(course[2], course[1, -1])
+    if nesterov <= SLOW:
+        return "nesterov", (
+            f"at this batch size Nesterov is fine: MaSS would be {nesterov:.2f} times as fast; it takes "
+            f"{speed_up:.1f} times fewer steps than SGD"
+        )
+    return "mass", (
+        f"MaSS: forecast to take {speed_up:.1f} times fewer steps than SGD to the loss SGD ends at, {nesterov:.1f} "
+        "times fewer than Nesterov"
+    )
+
+
+def _regime(constants: Constants, m: int) -> str:
+    first, second = constants.critical_batches
+    where = f"critical batches {first:.3g} and {second:.4g}"
+    if m <= first:
+        return f"linear scaling: up to {first:.3g} samples a step, the gain grows with the batch ({where})"
+    if m < second:
+        return f"diminishing returns: the rate of MaSS grows as the root of the batch, SGD's hardly ({where})"
+    return f"saturated: a larger batch makes steps costlier and hardly better ({where})"
+
+
+def _reachable(problem: Quadratic, steps: int) -> float:
+    return best_kappa_hat(problem.curvatures, steps, coefficients=2 * problem.energies)

@@ -57,7 +57,8 @@ class MaSS(Optimizer):
             form, on the CPU torch's fused kernel where it can be used and the loop elsewhere.
         capturable: lr becomes a tensor on the parameters' device, so that a captured CUDA graph follows its
             schedule. alpha and kappa_tilde are constants of the graph: capture again after `retune`.
-        differentiable: autograd passes through `step`; parameters are then tensors that are no leaves.
+        differentiable: autograd passes through `step`, which changes the parameters in place: take the
+            gradient at clones of them.
         check_finite: refuse a step with a NaN or infinite gradient; costs one pass and a wait for the device.
         state_dtype: precision of the buffer. Where it differs from the parameter's, a master copy of u in
             that precision is kept too, and small steps are not lost in rounding: torch.float32 for bfloat16
@@ -155,17 +156,17 @@ class MaSS(Optimizer):
 
         Args:
             params: as for the class.
-            constants: measured constants; `constants.mass(batch_size)` gives the parameters.
+            constants: measured constants; `constants.mass(batch_size)` gives the parameters, and
+                `constants.smoothness`, where there is one, is the L that lr is checked against.
             batch_size: samples in a batch.
-            **options: the other arguments of the class, also `lr` to replace the optimal one and
-                `smoothness`, the measured L that it is checked against.
+            **options: the other arguments of the class, also `lr`, to replace the optimal one.
 
         Raises:
             InputError: a parameter outside its range, or lr above 2/L.
         """
         p = checked_parameters(constants, batch_size)
-        values: dict[str, Any] = {"lr": p.lr, "alpha": p.alpha, "kappa_tilde": p.kappa_tilde} | options
-        return cls(params, **values)
+        values: dict[str, Any] = vars(p) | {"smoothness": getattr(constants, "smoothness", None)}
+        return cls(params, **values | options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, also in the middle of a training; its buffers start at zero.
@@ -254,6 +255,7 @@ class MaSS(Optimizer):
             maximize=group["maximize"],
             foreach=group["foreach"],
             fused=group["fused"],
+            capturable=group["capturable"],
             differentiable=self.defaults["differentiable"],
             masters=masters,
         )

@@ -48,6 +48,8 @@ _MODULES = {
     "alignment": "wideangle.papers.alignment",
     "landscape": "wideangle.papers.landscape",
     "aiming": "wideangle.papers.aiming",
+    "accelerated": "wideangle.papers.accelerated",
+    "mass": "wideangle.papers.mass",
 }
 
 
@@ -200,7 +202,7 @@ def available() -> dict[str, str]:
 
     Example:
         >>> sorted(available())
-        ['aiming', 'alignment', 'assembly', 'conditioning', 'dag', 'landscape', 'linearity']
+        ['accelerated', 'aiming', 'alignment', 'assembly', 'conditioning', 'dag', 'landscape', 'linearity', 'mass']
     """
     return {slug: _paper(slug).title for slug in _MODULES}
 

@@ -28,6 +28,8 @@ def fingerprint(model: nn.Module, x: Batch, y: Tensor, recipe: Recipe) -> dict[s
         facts[f"parameter {name}"] = f"{tuple(parameter.shape)} {parameter.dtype}{kind}"
     for name in ("loss", "step_size", "batch_size", "optimizer", "momentum", "warmup_steps", "seed"):
         facts[name.replace("_", " ")] = repr(getattr(recipe, name))
+    if recipe.optimizer == "mass":
+        facts["kappa tilde"] = repr(recipe.kappa_tilde)
     for name, tensor in sorted(x.items()) if isinstance(x, dict) else [("x", x)]:
         facts[f"inputs {name}"] = digest(tensor)
     facts["targets"] = digest(y)

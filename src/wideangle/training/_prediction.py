@@ -19,6 +19,7 @@ DECIDES = {
     "batch_size": "batch_size",
     "optimizer": "optimizer",
     "momentum": "momentum",
+    "kappa_tilde": "kappa_tilde",
     "warmup_steps": "warmup_steps",
     "stop": "steps",
 }
@@ -32,7 +33,7 @@ def deviations(plan: Plan, recipe: Recipe, samples: int) -> tuple[list[str], lis
     planned = plan.step_size.value
     if planned is not None and not math.isclose(recipe.step_size, planned, rel_tol=1e-9):
         hard.append(f"the step size is {recipe.step_size:.4g}, predicted was for {planned:.4g}")
-    for name in ("optimizer", "momentum"):
+    for name in ("optimizer", "momentum", "kappa_tilde"):
         if recipe.source[name] == "argument" and getattr(recipe, name) != getattr(plan, name).value:
             hard.append(f"the {name} is {getattr(recipe, name)}, predicted was for another")
     if plan.samples is not None and plan.samples != samples:
@@ -67,6 +68,7 @@ def run_section(
         "batch size": recipe.batch_size,
         "optimizer": recipe.optimizer,
         "momentum": recipe.momentum,
+        **({"kappa tilde": recipe.kappa_tilde} if recipe.optimizer == "mass" else {}),
         "warm-up steps": recipe.warmup_steps,
         "last loss": last,
         "last accuracy": accuracies.get(step),

@@ -11,6 +11,7 @@ from torch import nn
 
 from wideangle.errors import InputError
 from wideangle.names import unknown_name
+from wideangle.optim.mass import MaSS
 from wideangle.plan import Plan
 from wideangle.targets import LOSSES
 
@@ -20,6 +21,7 @@ DEFAULT_STEPS = 1000
 OPTIMIZERS: dict[str, str] = {
     "sgd": "gradient descent with heavy-ball momentum",
     "nesterov": "gradient descent with Nesterov momentum",
+    "mass": "MaSS: momentum with a compensation for the noise of batches",
     "adam": "Adam",
     "adamw": "Adam with decoupled weight decay",
 }
@@ -37,6 +39,7 @@ class Recipe:
     warmup_steps: int
     steps: int
     seed: int
+    kappa_tilde: float = 1.0
     source: dict[str, str] = field(default_factory=dict)
 
     def rate(self, step: int) -> float:
@@ -47,7 +50,7 @@ class Recipe:
         """Return k, so that the method is stable for step < k / sharpness; None where no such k is known."""
         if self.optimizer == "sgd":
             return 2.0 * (1 + self.momentum)
-        if self.optimizer == "nesterov":
+        if self.optimizer == "nesterov" or (self.optimizer == "mass" and self.kappa_tilde == 1):
             return 2.0 * (1 + self.momentum) / (1 + 2 * self.momentum)
         return None
 
@@ -66,6 +69,7 @@ def make_recipe(plan: Plan, samples: int, given: dict[str, Any]) -> Recipe:
         "batch_size": plan.batch_size.value,
         "optimizer": plan.optimizer.value,
         "momentum": plan.momentum.value,
+        "kappa_tilde": plan.kappa_tilde.value,
         "warmup_steps": plan.warmup_steps.value,
         "steps": plan.stop.value,
         "seed": plan.seed,
@@ -74,6 +78,7 @@ def make_recipe(plan: Plan, samples: int, given: dict[str, Any]) -> Recipe:
         "batch_size": samples,
         "optimizer": "sgd",
         "momentum": 0.0,
+        "kappa_tilde": 1.0,
         "warmup_steps": 0,
         "steps": _last_predicted(plan) or DEFAULT_STEPS,
     }
@@ -105,14 +110,18 @@ def _checked(found: dict[str, Any], samples: int) -> dict[str, Any]:
         raise InputError(f"step_size must be above 0, got {step_size:g}")
     if not 0 <= momentum < 1:
         raise InputError(f"momentum must lie in [0, 1), got {momentum:g}")
-    if name == "nesterov" and momentum == 0:
-        raise InputError("the optimizer 'nesterov' needs a momentum above 0; give momentum=0.9, or use 'sgd'")
+    if name in ("nesterov", "mass") and momentum == 0:
+        raise InputError(f"the optimizer {name!r} needs a momentum above 0; give momentum=0.9, or use 'sgd'")
+    kappa_tilde = _number("kappa_tilde", found["kappa_tilde"])
+    if kappa_tilde < 1:
+        raise InputError(f"kappa_tilde must be at least 1 (Nesterov's method), got {kappa_tilde:g}")
     return {
         "loss": found["loss"],
         "step_size": step_size,
         "batch_size": min(_whole("batch_size", found["batch_size"], 1), samples),
         "optimizer": name,
         "momentum": momentum,
+        "kappa_tilde": kappa_tilde if name == "mass" else 1.0,
         "warmup_steps": _whole("warmup_steps", found["warmup_steps"], 0),
         "steps": _whole("steps", found["steps"], 1),
         "seed": _whole("seed", found["seed"], None),
@@ -139,6 +148,9 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     if recipe.optimizer in ("sgd", "nesterov"):
         nesterov = recipe.optimizer == "nesterov"
         return torch.optim.SGD(parameters, lr=recipe.step_size, momentum=recipe.momentum, nesterov=nesterov)
+    if recipe.optimizer == "mass":
+        alpha = (1 - recipe.momentum) / (1 + recipe.momentum)
+        return MaSS(parameters, lr=recipe.step_size, alpha=alpha, kappa_tilde=recipe.kappa_tilde)
     betas = (recipe.momentum if recipe.source.get("momentum") != "default" else 0.9, 0.999)
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=recipe.step_size, betas=betas)

@@ -66,6 +66,7 @@ def train(
     batch_size: int | None = None,
     optimizer: str | None = None,
     momentum: float | None = None,
+    kappa_tilde: float | None = None,
     warmup_steps: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -105,8 +106,9 @@ def train(
         step_size: eta, per step.
         steps: updates in all (with `resume`, counted from the beginning of the run).
         batch_size: samples a step.
-        optimizer: "sgd" (heavy ball), "nesterov", "adam" or "adamw".
-        momentum: in [0, 1); for Adam its first beta.
+        optimizer: "sgd" (heavy ball), "nesterov", "mass", "adam" or "adamw".
+        momentum: in [0, 1), gamma of MaSS; for Adam its first beta.
+        kappa_tilde: of MaSS, at least 1.
         warmup_steps: over how many steps the step size rises to its value.
         checkpoint: file in which to keep the state.
         resume: go on from the checkpoint; refused where model, data or settings differ from it.
@@ -143,6 +145,7 @@ def train(
         "batch_size": batch_size,
         "optimizer": optimizer,
         "momentum": momentum,
+        "kappa_tilde": kappa_tilde,
         "warmup_steps": warmup_steps,
         "seed": seed,
     }
