@@ -72,6 +72,7 @@ def train(run: Run) -> Record:
         "setting": setting,
         "seed": run.seed,
         "rules": RULES,
+        "budget": run.passes,
         "curve": curve,
         "final_loss": math.inf if diverged else curve[-1][1],
         "test_accuracy": accuracy,
@@ -88,9 +89,15 @@ def follow(model: nn.Module, problem: Problem, trainer: Trainer, seed: int, curv
     steps = problem.steps_a_pass
     parts = range(1, problem.passes * READS_A_PASS + 1)
     read_after = {round(part * steps / READS_A_PASS) for part in parts}
+    done = 0
+
+    def read() -> bool:
+        curve.append([trainer.measured + done / steps, reading(model, problem, trainer)])
+        return math.isfinite(curve[-1][1])
+
     model.train()
-    for number, rows in enumerate(problem.batches(seed), 1):
-        if trainer.measured + number / steps > problem.passes + 1e-9:
+    for rows in problem.batches(seed):
+        if trainer.measured + (done + 1) / steps > problem.passes + 1e-9:
             break
         loss = problem.loss(model(problem.x[rows]), problem.y[rows])
         if not math.isfinite(loss.item()):
@@ -98,16 +105,15 @@ def follow(model: nn.Module, problem: Problem, trainer: Trainer, seed: int, curv
         trainer.optimizer.zero_grad()
         loss.backward()
         trainer.optimizer.step()
-        if number in read_after:
-            curve.append([trainer.measured + number / steps, reading(model, problem, trainer)])
-            if not math.isfinite(curve[-1][1]):
-                curve.pop()
+        done += 1
+        if done in read_after:
+            if not read():
                 return False
             if seed == GRID_SEED and stuck(curve):
                 trainer.notes["stuck"] = True
                 return False
-            trainer.remeasure(number / steps)
-    return True
+            trainer.remeasure(done / steps)
+    return done in read_after or read()
 
 
 def stuck(curve: list[list[float]]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from zero_search_methods import BY_NAME, METHODS, RIVALS, TUNED, setting_name
 from zero_search_runs import Record, passes_to
+from zero_search_tasks import PASSES
 
 Row = dict[str, Any]
 GOALS = {"median_ratio": 1.15, "worst_ratio": 2.0, "wins": 9, "share": 0.05}
@@ -53,8 +54,8 @@ def entry_of(records: list[Record], target: float) -> Row:
 
 
 def share_of(record: Record) -> float:
-    """Return the measurements' share of a run, in passes over the data."""
-    return record["measured_passes"] / max(record["curve"][-1][0], record["measured_passes"], 1e-9)
+    """Return the measurements' share of the budget, in passes over the data."""
+    return record["measured_passes"] / record.get("budget", PASSES)
 
 
 def row_of(
