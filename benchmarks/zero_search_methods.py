@@ -3,7 +3,9 @@
 The grids were chosen once, before the recommended method was run: constant learning rates, evenly spaced in
 the logarithm over ranges that hold the best of each task inside. SGD has one thing to tune and gets 20
 learning rates; each other method gets ten for each of two values of its second parameter. Nesterov's rates are
-ten times lower for momentum 0.99 than for 0.9, so that lr / (1 - momentum) has the same range.
+ten times lower for momentum 0.99 than for 0.9, so that lr / (1 - momentum) has the same range: with the same
+rates for both, the lowest had won a task. Nesterov's method and MaSS are read at their iterate w, as their papers
+define it; schedule-free AdamW at its average. BatchNorm's statistics are those of the training iterate for all.
 """
 
 from __future__ import annotations
