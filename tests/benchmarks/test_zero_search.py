@@ -194,6 +194,21 @@ def test_a_run_that_diverges_stops_and_is_infinite():
     assert all(math.isfinite(loss) for _, loss in found["curve"][:-1])
 
 
+def test_the_recommended_method_pays_for_its_measurements(monkeypatch):
+    run = dataclasses.replace(short("recommended", seed=1), passes=2)
+    once = runs.train(run)
+    assert 0 < table.share_of(once) <= 0.05
+    assert once["curve"][0][0] == once["measured_passes"]
+    assert len(once["chosen"]) == 1
+    monkeypatch.setattr(methods, "REMEASURED", (0.5,))
+    twice = runs.train(run)
+    assert twice["chosen"][0] == once["chosen"][0]
+    assert twice["chosen"][1] != once["chosen"][0]
+    assert twice["measured_passes"] > once["measured_passes"]
+    assert twice["curve"][-1][0] <= 2
+    assert [p for p, _ in twice["curve"]] == sorted(p for p, _ in twice["curve"])
+
+
 def test_only_a_grid_run_without_progress_ends_after_four_passes():
     flat = [[p / 4, 1.0] for p in range(17)]
     assert runs.stuck(flat)
