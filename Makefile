@@ -24,7 +24,7 @@ help:
 	@echo "make test      the tests, without the slow ones"
 	@echo "make test-all  all tests"
 	@echo "make lint      ruff and pyright"
-	@echo "make bench     kernel and curvature beside their peers, about an hour (BENCH=--quick: a few)"
+	@echo "make bench     kernel, curvature and optimiser steps beside their peers, about an hour (BENCH=--quick: a few)"
 	@echo "make docs      run the examples of README.md and docs/"
 
 $(RUN):
@@ -59,6 +59,7 @@ lint: $(DEV)
 bench: $(DEV)
 	$(RUN) benchmarks/bench_kernel.py $(BENCH)
 	$(RUN) benchmarks/bench_curvature.py $(filter --quick,$(BENCH))
+	$(RUN) benchmarks/bench_optim_step.py $(filter --quick,$(BENCH))
 
 docs: $(DEV)
 	$(RUN) -m pytest --doctest-glob='*.md' README.md docs

@@ -61,6 +61,9 @@ def _batch(study: Study) -> int | None:
 def _write(study: Study, found: Recommendation) -> str:
     """Leave the recommendation in the plan where it was asked for or nothing else decides; say where it is not."""
     if study.batch is None and "step_size" in study.decisions:
+        study.decisions["optimizer"] = Decision(
+            "sgd", "", f"the kernel predicts plain descent step by step; with --batch-size: {found.verdict}"
+        )
         return "; the plan keeps plain descent, whose course it predicts: --batch-size writes this into it"
     study.decisions.update(found.decisions())
     study.decisions.setdefault("warmup_steps", Decision(0, "steps", "the curvature's growth is allowed for"))

@@ -1,12 +1,15 @@
 """Forecast of MaSS, Nesterov's method and SGD on a quadratic with gradient noise: the second moments, step by step.
 
-In an eigen-direction of curvature lambda the distance u from the minimum and the buffer b obey
+In an eigen-direction of curvature lambda_i the distance u_i from the minimum and the buffer b_i obey
 
     g = lambda u + xi,   b' = gamma b + tau g,   u' = u - lr (g + b'),   w = u + lr b,   tau = the gain
 
-with noise xi that vanishes with the loss, as it does under interpolation: E[xi^2] = a nu lambda E[loss(u)],
-a = the weight of one sample in a batch (1/m, or (n - m)/(m (n - 1)) without replacement) and nu measured at
-the start. E[u^2], E[u b], E[b^2] then follow a linear recursion, coupled by the loss alone.
+with noise xi that vanishes with the loss, as it does under interpolation:
+
+    E[xi_i^2] = a lambda_i sum_j M_ij lambda_j E[u_j^2],   M_ij = n sum_k (v_ki . v_kj)^2
+
+a = the weight of one sample in a batch (1/m, or (n - m)/(m (n - 1)) without replacement), v_ki the part of sample k
+in eigenvector i, one number an output. E[u^2], E[u b], E[b^2] follow a linear recursion that only this couples.
 """
 
 from __future__ import annotations
@@ -28,16 +31,15 @@ HUGE = 1e6  # of the loss at the start: above it a setting has diverged
 
 @dataclass(frozen=True)
 class Quadratic:
-    """A loss near its minimum: curvatures, the share of the loss in each direction, and the noise factor nu.
+    """A loss near its minimum: curvatures, the share of the loss in each direction, and how noise couples them.
 
-    `energies` are (1/2) lambda d^2, so their sum is the loss; `weights` the sum of the curvatures that a bin
-    stands for (of one direction: its curvature).
+    `energies` are (1/2) lambda d^2, so their sum is the loss; `coupling[i, j]` is lambda_i M_ij, the noise in
+    direction i for each unit of 2 x the loss in direction j, (k, k).
     """
 
     curvatures: np.ndarray
     energies: np.ndarray
-    weights: np.ndarray
-    noise: float
+    coupling: np.ndarray
 
     @property
     def loss(self) -> float:
@@ -47,30 +49,37 @@ class Quadratic:
     def binned(self, bins: int = BINS) -> Quadratic:
         """Return the same with directions of nearly equal curvature put together.
 
-        A bin's curvature is the mean of its own, weighted by energy; its energy and weight are the sums.
+        A bin's curvature, and the noise its loss makes, are means weighted by energy; energies and the noise
+        received are sums.
         """
         if len(self.curvatures) <= bins:
             return self
         edges = np.geomspace(self.curvatures.min(), self.curvatures.max() * (1 + 1e-9), bins + 1)
         place = np.clip(np.searchsorted(edges, self.curvatures, side="right") - 1, 0, bins - 1)
-        energies = np.bincount(place, self.energies, bins)
-        weights = np.bincount(place, self.weights, bins)
-        share = self.energies + 1e-12 * self.loss / len(self.energies)
-        curvatures = np.bincount(place, share * self.curvatures, bins)
-        filled = np.bincount(place, minlength=bins) > 0
-        curvatures = curvatures[filled] / np.bincount(place, share, bins)[filled]
-        return Quadratic(curvatures, energies[filled], weights[filled], self.noise)
+        member = np.zeros((bins, len(place)))
+        member[place, np.arange(len(place))] = 1.0
+        member = member[member.any(axis=1)]
+        share = member * (self.energies + 1e-12 * self.loss / len(self.energies))
+        share /= share.sum(axis=1, keepdims=True)
+        coupling = member @ self.coupling @ share.T
+        return Quadratic(share @ self.curvatures, member @ self.energies, coupling)
 
     def scaled(self, factor: float) -> Quadratic:
         """Return the same loss with every curvature `factor` times as large."""
-        return Quadratic(self.curvatures * factor, self.energies, self.weights * factor, self.noise)
+        return Quadratic(self.curvatures * factor, self.energies, self.coupling * factor)
 
 
-def quadratic(curvatures: np.ndarray, energies: np.ndarray, noise: float) -> Quadratic:
-    """Return the quadratic of single directions; those without curvature are left out: they do not move."""
+def quadratic(curvatures: np.ndarray, energies: np.ndarray, alike: np.ndarray | float) -> Quadratic:
+    """Return the quadratic of single directions; those without curvature are left out: they do not move.
+
+    Args:
+        curvatures: lambda, (k,).
+        energies: (1/2) lambda d^2, (k,).
+        alike: M, (k, k), or one number for all: 1 for residuals that have nothing to do with the features.
+    """
     keep = curvatures > 1e-12 * curvatures.max()
-    kept = curvatures[keep]
-    return Quadratic(kept, energies[keep], kept.copy(), noise)
+    m = np.broadcast_to(alike, (len(curvatures), len(curvatures)))[np.ix_(keep, keep)]
+    return Quadratic(curvatures[keep], energies[keep], curvatures[keep][:, None] * m)
 
 
 def forecast(
@@ -91,12 +100,12 @@ def forecast(
         InputError: no settings, or a negative step or share.
 
     Example:
-        >>> flat = quadratic(np.array([1.0, 0.1]), np.array([0.5, 0.5]), noise=2.0)
+        >>> flat = quadratic(np.array([1.0, 0.1]), np.array([0.5, 0.5]), alike=1.0)
         >>> forecast(flat, [MassParameters(1.0, 1.0, 1.0)], share=0.0, steps=[0, 1]).round(4).tolist()
         [[1.0, 0.405]]
 
-    Reference: derived from Liu, Belkin 2020, Algorithm 1, with the noise of an interpolating linear model whose
-    squared residuals are uncorrelated with the features.
+    Reference: derived from Liu, Belkin 2020, Algorithm 1, with the noise of an interpolating linear model; exact in the
+    diagonal of the second moments.
     """
     wanted = [steps] if isinstance(steps, int) else list(steps)
     if not settings or not wanted or min(wanted) < 0 or share < 0:
@@ -111,7 +120,7 @@ def forecast(
     kick_u, kick_b = -lr * (1 + tau), tau
     uu = np.broadcast_to(2 * problem.energies / problem.curvatures, uu_b.shape).copy()
     ub, b2 = np.zeros_like(uu), np.zeros_like(uu)
-    noise = share * problem.noise * problem.weights[None, :]
+    noise = share * problem.coupling.T
     found = np.full((len(settings), len(wanted)), np.inf)
     alive = np.ones(len(settings), dtype=bool)
     columns: dict[int, list[int]] = {}
@@ -121,7 +130,7 @@ def forecast(
         if step in columns:
             loss = (bend * (uu + 2 * lr * ub + lr**2 * b2)).sum(1) / 2
             found[:, columns[step]] = np.where(alive, np.maximum(loss, FLOOR * problem.loss), np.inf)[:, None]
-        force = noise * (bend * uu).sum(1, keepdims=True) / 2
+        force = (bend * uu) @ noise
         uu, ub, b2 = (
             uu_b**2 * uu + 2 * uu_b * ub_b * ub + ub_b**2 * b2 + kick_u**2 * force,
             uu_b * bu * uu + (uu_b * bb + ub_b * bu) * ub + ub_b * bb * b2 + kick_u * kick_b * force,

@@ -25,13 +25,11 @@ from wideangle.optim.constants import Constants, constants_of
 from wideangle.seeds import generator
 from wideangle.targets import LOSSES, prepare_targets
 
-__all__ = ["NOISE", "Measured", "measure"]
+__all__ = ["Measured", "measure"]
 
 DIRECTIONS = 2048  # largest side of a kernel that is decomposed: samples x outputs
 USUAL, LEAST = 128, 16  # samples looked at
-NOISE = (
-    2.0  # g g^T <= 2 l A for one sample's gradient g, loss l and Hessian A: the bound, whatever the residuals
-)
+LEAST_NOISE = 2.5  # in units of the bound |g|^2 <= 2 l L1 of one sample, spread over all directions
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,22 @@ def _quadratic(
     constants = constants_of(loss, outputs, top, hardest, top_vector, count=n, total=total)
     least = float(values[counted][0])
     constants = replace(constants, mu=least, mu_kind="exact" if n == total else "upper bound")
-    return constants, quadratic(values.cpu().numpy(), energies.cpu().numpy(), NOISE)
+    return constants, quadratic(values.cpu().numpy(), energies.cpu().numpy(), _noise(vectors, n, values, hardest))
+
+
+def _noise(vectors: Tensor, n: int, values: Tensor, hardest: float) -> np.ndarray:
+    """Return M_ij = n sum_k (v_ki . v_kj)^2, raised to what noise must be expected later in training.
+
+    At the start the residuals of C outputs point everywhere, and M is about 1/C. Later few samples and outputs are
+    left: then one sample's gradient g and loss l have |g|^2 up to 2 l L1. M is taken to be at least
+    2.5 L1 / tr H, and that at most 1, which is M for a single output.
+    """
+    side = len(values)
+    alike = torch.zeros(side, side, dtype=vectors.dtype, device=vectors.device)
+    for part in vectors.reshape(n, -1, side):
+        alike += (part.T @ part).square()
+    least = min(1.0, LEAST_NOISE * hardest / float(values.clamp(min=0).sum()))
+    return (n * alike).clamp(min=least).cpu().numpy()
 
 
 def _root_and_residual(z: Tensor, target: Tensor, loss: str) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from wideangle.papers import _mass_kernel as kernel
 from wideangle.papers._frame import Finding, Setting, SkippedError, absent
 
 BINS = 24
-UNCORRELATED = 2.0  # noise of squared residuals that do not depend on the sample, k(x, x) = 1
+UNCORRELATED = 1.0  # M of squared residuals that do not depend on the sample, k(x, x) = 1
 
 
 def settings(step: float) -> list[MassParameters]:
