@@ -71,6 +71,32 @@ def python_of(name: str) -> Path:
     return python
 
 
+def packages_of(name: str) -> Path:
+    """Return a folder with what `peers/NAME.no_deps.txt` pins, for this interpreter's path; made on first use.
+
+    Raises:
+        NotInstalledError: it cannot be made; the log lies beside it.
+    """
+    place, wanted = FOLDER / f"{name}.packages", _fingerprint(name)
+    if name in FAILED:
+        raise NotInstalledError(FAILED[name])
+    mark = place / ".made"
+    if mark.exists() and mark.read_text() == wanted:
+        return place
+    shutil.rmtree(place, ignore_errors=True)
+    FOLDER.mkdir(exist_ok=True)
+    log = FOLDER / f"{name}.log"
+    log.write_text("")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    try:
+        _run([*pip, "--target", str(place), "--requirement", str(requirements(name)[1])], log)
+    except NotInstalledError as error:
+        FAILED[name] = str(error)
+        raise
+    mark.write_text(wanted)
+    return place
+
+
 def _fingerprint(name: str) -> str:
     parts = [sys.version, *pinned(name), CONSTRAINTS.read_text()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
