@@ -34,7 +34,7 @@ def test_alone_it_writes_a_plan_that_trains(loss):
     assert plan.batch_size.value == 20
     assert plan.optimizer.value == section.values["method"] in ("mass", "nesterov", "sgd")
     assert plan.stop.value == 100
-    assert plan.predicted_loss == [] or plan.optimizer.value == "sgd"
+    assert plan.predicted_loss == []
     expected = recommend(small_mlp(), x, y, loss, batch_size=20, budget=10)
     assert plan.step_size.value == pytest.approx(expected.lr)
     result = wideangle.train(small_mlp(), x, y, plan)
@@ -104,3 +104,22 @@ def test_a_batch_outside_the_samples_is_refused():
     for batch in (0, 61):
         with pytest.raises(InputError, match=f"batch size {batch} of 60"):
             checkup(small_mlp(), x, y, only="optimiser", batch_size=batch)
+
+
+def test_batches_that_make_no_sense_are_refused():
+    x, y = digits(60)
+    for batch in (1.5, "8", True):
+        with pytest.raises(InputError, match="whole number"):
+            checkup(small_mlp(), x, y, only="optimiser", batch_size=batch)
+    norm = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    with pytest.raises(InputError, match="BatchNorm"):
+        checkup(norm, x, y, only="optimiser", batch_size=1)
+
+
+def test_a_plain_verdict_for_small_batches_predicts_no_full_batch_course():
+    x = torch.eye(16)
+    model = nn.Linear(16, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    found = checkup(model, x, torch.ones(16, 1), only="optimiser", batch_size=4)
+    assert found.plan.optimizer.value == "sgd"
+    assert found.plan.predicted_loss == []

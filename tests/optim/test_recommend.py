@@ -14,7 +14,7 @@ from wideangle import data
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel import jacobian
 from wideangle.nets import MLP
-from wideangle.optim import MaSS, Recommendation, recommend
+from wideangle.optim import MaSS, Recommendation, mean_square_rate, recommend
 from wideangle.optim._measured import measure
 from wideangle.plan import Plan
 from wideangle.seeds import generator
@@ -228,3 +228,108 @@ def test_numpy_inputs_work():
     a = recommend(model.float(), x.float(), y, batch_size=4)
     b = recommend(model, x.float().numpy(), np.asarray(y), batch_size=4)
     assert (a.lr, a.alpha) == (b.lr, b.alpha)
+
+
+def decoupled(n: int = 100, d: int = 6) -> torch.Tensor:
+    """Rows along the axes, each axis with a few large rows: residuals and features go together."""
+    draws = generator(0, "decoupled")
+    rows = torch.zeros(n, d, dtype=torch.float64)
+    sizes = torch.randn(n, generator=draws, dtype=torch.float64).pow(2)
+    rows[torch.arange(n), torch.arange(n) % d] = (
+        sizes * torch.logspace(0, -1.5, d, dtype=torch.float64)[torch.arange(n) % d]
+    )
+    return rows
+
+
+@pytest.mark.parametrize("m", [1, 4])
+@pytest.mark.parametrize("kind", ["decoupled", "one large row", "gaussian"])
+def test_what_is_recommended_for_linear_data_is_stable_in_mean_square(kind, m):
+    """The exact operator as oracle, on data where noise lives in the direction that makes it."""
+    x = decoupled()
+    if kind != "decoupled":
+        x = torch.randn(100, 6, generator=generator(1, "rows"), dtype=torch.float64)
+    if kind == "one large row":
+        x[0] *= 30
+    y = x @ torch.ones(6, 1, dtype=torch.float64)
+    model = nn.Linear(6, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    found = recommend(model, x, y, batch_size=m, budget=30, samples=100)
+    rho = mean_square_rate(x * 2**0.5, found.parameters, m, replacement=False)
+    assert rho < 1
+    assert found.forecast_loss < 1
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
+def test_many_classes_keep_their_verdict_in_bounds(loss):
+    draws = generator(2, "classes")
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 100))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draws) / 64**0.5)
+    x = torch.randn(600, 20, generator=draws)
+    y = torch.randint(100, (600,), generator=draws)
+    found = recommend(model, x, y, loss, batch_size=16, budget=10)
+    assert 0 < found.forecast_loss < 1
+    assert found.speed_up < 20
+    assert found.parameters.alpha * found.kappa_tilde < 1 or found.method == "sgd"
+    assert any("more than" in note for note in found.notes) == (found.passes > 0.505)
+
+
+def test_ties_go_to_the_plain_method():
+    x = torch.ones(64, 4, dtype=torch.float64)
+    found = recommend(nn.Linear(4, 1).double(), x, torch.zeros(64, 1), batch_size=64, budget=5000)
+    assert found.method == "sgd"
+    assert found.lr == pytest.approx(1 / found.smoothness_m)
+    assert found.steps == 5000
+
+
+def test_a_plan_takes_the_loss_with_it_and_no_course_of_another_method():
+    model, x, y = problem(n=64)
+    stale = Plan(loss="mse", predicted_loss=[[0.0, 1.0], [1.0, 0.5]])
+    plan = recommend(model, x, y, "cross-entropy", batch_size=8).into(stale)
+    assert (plan.loss, plan.samples, plan.predicted_loss) == ("cross-entropy", 64, [])
+    assert plan.warmup_steps.value == 0
+
+
+def test_all_samples_are_looked_at_for_numbers_that_are_none():
+    model, x, y = problem(n=64)
+    x[60, 0] = float("nan")
+    with pytest.raises(InputError, match=r"finite|nan"):
+        recommend(model, x, y, batch_size=8, samples=4)
+    model, x, y = problem(n=64)
+    y[60] = 7
+    with pytest.raises(InputError):
+        recommend(model, x, y, batch_size=8, samples=4)
+
+
+def test_a_model_that_is_done_has_nothing_to_train():
+    model = nn.Linear(2, 1, bias=False).double()
+    x = torch.eye(2, dtype=torch.float64)
+    with pytest.raises(InputError, match="loss is 0"):
+        recommend(model, x, model(x).detach())
+
+
+def test_batch_statistics_set_the_scale_of_the_curvature():
+    """The top curvature of a BatchNorm net in train mode, by an explicit Jacobian of the whole batch."""
+    draws = generator(4, "norm")
+    x = torch.randn(24, 5, generator=draws)
+    y = torch.arange(24) % 3
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for parameter in [*model[0].parameters(), *model[3].parameters()]:
+            parameter.copy_(torch.randn(parameter.shape, generator=draws) / 2)
+    found = look(model, x, y, "mse", samples=24)
+    assert any("batch statistics" in note for note in found.notes)
+    twin = copy.deepcopy(model).double().train()
+    names = [name for name, _ in twin.named_parameters()]
+
+    def outputs(*weights):
+        buffers = {name: value.clone() for name, value in twin.named_buffers()}
+        return torch.func.functional_call(
+            twin, {**dict(zip(names, weights, strict=True)), **buffers}, (x.double(),)
+        )
+
+    parts = torch.autograd.functional.jacobian(outputs, tuple(twin.parameters()))
+    j = torch.cat([part.reshape(72, -1) for part in parts], 1)
+    top = float(torch.linalg.eigvalsh(j @ j.T * 2 / 72)[-1])
+    assert found.constants.smoothness == pytest.approx(top, rel=0.15)  # Lanczos to 10 %, twice

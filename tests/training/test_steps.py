@@ -216,3 +216,14 @@ def test_mass_from_a_plan_and_its_limits():
         make_recipe(plan, len(x), {"kappa_tilde": 0.5})
     with pytest.raises(InputError, match="'mass' needs a momentum"):
         make_recipe(plan, len(x), {"momentum": 0.0})
+
+
+@pytest.mark.parametrize("optimizer", ["nesterov", "mass"])
+def test_no_batch_is_smaller_than_the_one_the_step_was_made_for(optimizer):
+    x, y = make_data(33)
+    plan = make_plan(0.01, 4)
+    recipe = make_recipe(plan, 33, {"optimizer": optimizer, "momentum": 0.5, "batch_size": 8})
+    run = Run(make_net(), x, y, recipe, None, {})
+    sizes = [len(run.rows(step)) for step in range(4)]
+    assert sorted(sizes) == [8, 8, 8, 9]
+    assert len({int(row) for step in range(4) for row in run.rows(step)}) == 33

@@ -209,8 +209,7 @@ def _plan(study: Study, complete: bool) -> Plan:
 def _predicted(study: Study) -> list[list[float]]:
     """Return [step, loss] of the linearised model at the planned step, at log-spaced steps."""
     planned = study.decisions.get("step_size")
-    optimizer = study.decisions.get("optimizer")
-    if planned is None or planned.value is None or (optimizer is not None and optimizer.value != "sgd"):
+    if planned is None or planned.value is None or not study.predicts:
         return []
     same = math.isclose(planned.value, 1.0 / study.constants.smoothness)
     losses = (study.path if same else study.linearised(planned.value, PATH_STEPS)).losses

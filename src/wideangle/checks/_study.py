@@ -48,6 +48,7 @@ class Study:
     name: str
     data: str
     batch: int | None = None  # the batch size the user wants
+    predicts: bool = True  # the plan's course is that of full-batch descent, which the kernel predicts
     notes: list[str] = field(default_factory=list)
     decisions: dict[str, Decision] = field(default_factory=dict)
     sentences: dict[str, str] = field(default_factory=dict)
@@ -218,11 +219,15 @@ def open_study(
         raise InputError(f"x has {batch_size(x)} samples and y has {len(targets)}; give one target a sample")
     if batch_size(x) < 2:
         raise InputError("the check-up compares samples with each other and needs at least 2, got 1")
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int)):
+        raise InputError(f"batch size {batch!r}; it must be a whole number of samples")
+    if batch == 1 and any(is_batch_norm(module) for module in copied.modules()):
+        raise InputError("batch size 1, but the model has BatchNorm, which needs 2 samples or more a step")
     if batch is not None and not 1 <= batch <= batch_size(x):
         raise InputError(
             f"batch size {batch} of {batch_size(x)} samples; it must lie between 1 and the samples"
         )
-    return Study(copied, x, y, targets, loss, output, seed, steps, name, data, batch, notes)
+    return Study(copied, x, y, targets, loss, output, seed, steps, name, data, batch, notes=notes)
 
 
 def _joined(x: Any, y: Any, device: torch.device) -> tuple[Batch, Tensor]:

@@ -66,7 +66,7 @@ def _write(study: Study, found: Recommendation) -> str:
         )
         return "; the plan keeps plain descent, whose course it predicts: --batch-size writes this into it"
     study.decisions.update(found.decisions())
-    study.decisions.setdefault("warmup_steps", Decision(0, "steps", "the curvature's growth is allowed for"))
+    study.predicts = False
     return ""
 
 
@@ -97,7 +97,8 @@ def _values(found: Recommendation) -> dict[str, object]:
         "batch": found.batch_size,
         "L": constants.smoothness,
         "L, two standard errors": constants.smoothness_interval or None,
-        "L1, largest of one sample": constants.sample_smoothness,
+        "L1, largest of the samples looked at": constants.sample_smoothness,
+        "mu, an upper bound" if constants.mu_kind == "upper bound" else "mu": constants.mu,
         "L_m": found.smoothness_m,
         "kappa_m at the cut-off": found.kappa_m,
         "kappa_tilde_m": found.kappa_tilde_m,
@@ -117,10 +118,17 @@ def _notes(study: Study, found: Recommendation, raced: Recommendation, steps: in
     notes = [f"{found.regime[0].upper()}{found.regime[1:]}."]
     looked = constants.looked_at or constants.samples
     notes.append(
-        f"Measured on {looked} of {constants.samples} samples. kappa_tilde is {constants.samples} by identity "
-        "where the samples' features are independent. The smallest eigenvalue is below what can be resolved; "
-        f"in its place stands the cut-off L / kappa_hat = {found.cut_off:.3g}, which {found.steps} full-batch "
-        "steps can reach."
+        f"Measured on {looked} of {constants.samples} samples, for batches without replacement and the loss averaged "
+        f"over the batch. kappa_tilde is {constants.samples} by identity where the samples' features are independent."
+    )
+    if looked < constants.samples:
+        notes.append(
+            "L1 is the largest of those looked at: with 95 % confidence at most "
+            f"{min(3 / looked, 1):.1%} of all samples lie above it."
+        )
+    notes.append(
+        f"In place of the smallest eigenvalue stands the cut-off L / kappa_hat = {found.cut_off:.3g}, below which "
+        f"{found.steps} full-batch steps gain nothing from more momentum."
     )
     if found.loss == "cross-entropy":
         notes.append(

@@ -85,7 +85,12 @@ class Run:
         self._order: tuple[int, Tensor] | None = None
 
     def _batch_starts(self) -> list[int]:
-        starts = list(range(0, self.samples, self.recipe.batch_size))
+        size = self.recipe.batch_size
+        if self.recipe.optimizer in ("mass", "nesterov"):
+            # no small last batch: its curvature is not the one the step was made for
+            whole = self.samples // size
+            return [part * self.samples // whole for part in range(whole)]
+        starts = list(range(0, self.samples, size))
         if self.recipe.batch_size > 1 and len(starts) > 1 and self.samples - starts[-1] == 1:
             starts.pop()  # BatchNorm cannot take a batch of one
         return starts
