@@ -84,13 +84,13 @@ def train(
 
     for "sgd" without momentum, L a mean over the batch (`wideangle.targets.loss_function`). An argument
     that is not None takes the place of the plan's value. Without a batch size, or with one of n or more,
-    each step takes all samples; else every sample once an epoch, in an order drawn from the seed (a last
+    each step takes all samples; else every sample once an epoch, in an order drawn from the seed. A last
     batch of one sample joins the one before; for "nesterov" and "mass" the samples are spread over n // m
-    batches of at least m, since a small last one may be unstable at the step made for m). The model trains in train mode, or in the modes its layers
-    have if it is in train mode already; afterwards modes and `.grad` are as before, and torch's random
-    generators too. Loss and accuracy of all samples are measured in eval mode at the predicted and at
-    log-spaced steps. Batches above 1024 samples are cut into slices whose gradients add up, unless
-    BatchNorm couples them.
+    batches of at least m, since a small last one may be unstable at the step made for m. The model trains in
+    train mode, or in the modes its layers have if it is in train mode already; afterwards modes and `.grad`
+    are as before, and torch's random generators too. Loss and accuracy of all samples are measured in eval
+    mode at the predicted and at log-spaced steps. Batches above 1024 samples are cut into slices whose
+    gradients add up, unless BatchNorm couples them.
 
     Ctrl-C ends the run between two steps: the checkpoint is written and the result says `complete=False`.
     A run taken up with `resume` ends with the same bits as one that was never stopped.
