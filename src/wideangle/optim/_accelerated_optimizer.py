@@ -43,10 +43,11 @@ class AcceleratedGradient(ShowsW):
     step 1 and at every 100th step: at step 1 twice at the first point, later once more at the point of the
     step before, where the gradient is known. So a closure that draws its batch is seen at step 1, one that
     keeps its batch during a step at step 100 first; and a training resumed from a state saved after step 99
-    compares at step 100 as at step 1, where such a batch is compared with itself. A warning says where the two gradients differ by more than 1e-6 of their size (8 eps in precisions coarser than
-    float32): mini-batches or dropout void the theory, and `MaSS` is the method for them. Sums in no fixed
-    order (some CUDA kernels) can reach that size too, late in training, when the gradient is small beside
-    its parts. Batch normalisation counts the additional evaluations in its running statistics.
+    compares at step 100 as at step 1, where such a batch is compared with itself. A warning says where the
+    two gradients differ by more than 1e-6 of their size (8 eps in precisions coarser than float32): mini-
+    batches or dropout void the theory, and `MaSS` is the method for them. Sums in no fixed order (some CUDA
+    kernels) can reach that size too, late in training, when the gradient is small beside its parts. Batch
+    normalisation counts the additional evaluations in its running statistics.
 
     Cost: as torch.optim.SGD with momentum, one buffer; one more evaluation in 100, and for it a copy of
     parameters and gradients during one step.
@@ -242,7 +243,9 @@ class AcceleratedGradient(ShowsW):
 
     def _move(self, group: dict[str, Any]) -> None:
         _check_values(group)
-        coefficients = Coefficients(one_kappa_hat(group["kappa_hat"], group["method"]), group["method"], group["rho"])
+        coefficients = Coefficients(
+            one_kappa_hat(group["kappa_hat"], group["method"]), group["method"], group["rho"]
+        )
         a, c = coefficients.next()
         moved = [p for p in group["params"] if p.grad is not None]
         lr, nesterov = float(group["lr"]), group["method"] == "nesterov"
