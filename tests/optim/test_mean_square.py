@@ -144,6 +144,35 @@ def test_published_values_of_nesterovs_method():
     assert critical_momentum(1.0, 1.0, 0.5) == 1.0  # without noise nothing diverges
 
 
+@pytest.mark.parametrize("step", [1e-9, 1e-5, 0.01 / 6, 0.05, 0.3])
+@pytest.mark.parametrize(("fourth", "m"), [(6.0, 1), (40.0, 16), (3.1, 1), (30.0, 14)])
+def test_the_critical_momentum_is_where_the_rate_passes_one(fourth, m, step):
+    """Also close to 1, where it lies for small steps: the rate on both sides, and for all momenta before it."""
+
+    def rate(gamma: float) -> float:
+        return decoupled_mean_square_rate([1.0], [fourth], (step, 0.0, gamma), m)
+
+    found = critical_momentum(1.0, fourth, step, m)
+    away = 1 - found
+    assert 0 < away < 1
+    if step > 1e-6:  # below that the rate itself is rounded to 1
+        assert rate(found - 0.01 * away) < 1 < rate(found + 0.01 * away)
+        assert all(rate(gamma) < 1 for gamma in np.linspace(0, found, 40)[:-1])
+    if step < 1e-4:
+        assert away == pytest.approx(step * ((fourth - 1) / (2 * m) - 1), rel=1e-3)
+
+
+@pytest.mark.parametrize("step", [1e-3, 0.1, 0.4])
+def test_with_little_noise_no_momentum_diverges(step: float):
+    most = 1 + (4 - 3 * step) / (2 + 3 * step)
+    assert critical_momentum(1.0, 0.99 * most, step) == 1.0
+    assert max(
+        decoupled_mean_square_rate([1.0], [0.99 * most], (step, 0.0, gamma), 1)
+        for gamma in 1 - np.geomspace(1, 1e-4, 60)
+    ) < 1  # fmt: skip
+    assert critical_momentum(1.0, 1.01 * most, step) < 1.0
+
+
 def test_published_gains_over_batch_one():
     """d = 200, lambda_i = i^(-1/2): the gain over batch 1, and i^(-2), where SGD stops gaining at L1 / L."""
 

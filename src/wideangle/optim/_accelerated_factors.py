@@ -13,6 +13,7 @@ import torch
 
 from wideangle.errors import InputError
 from wideangle.names import unknown_name
+from wideangle.optim._given import one_number
 
 __all__ = [
     "Method",
@@ -22,6 +23,7 @@ __all__ = [
     "convergence_factor",
     "cut_off",
     "momentum_of",
+    "one_kappa_hat",
     "residual_polynomial",
     "worst_case",
 ]
@@ -71,6 +73,14 @@ def checked_kappa_hat(kappa_hat: Any, method: str) -> Array:
             "or 'heavy_ball', which are gradient descent there"
         )
     return values
+
+
+def one_kappa_hat(kappa_hat: Any, method: str) -> float:
+    """Return kappa_hat as a float, or raise an InputError where it is not one number."""
+    values = checked_kappa_hat(kappa_hat, method)
+    if values.size != 1:
+        raise InputError(f"kappa_hat has shape {values.shape}; give one number")
+    return float(values.item())
 
 
 def momentum_of(kappa_hat: Any) -> Array:
@@ -223,9 +233,10 @@ def cut_off(smoothness: float, kappa_hat: float) -> float:
         >>> cut_off(2.0, 100.0)
         0.02
     """
-    if not (np.isfinite(smoothness) and smoothness > 0):
-        raise InputError(f"smoothness is {smoothness}; it must be positive and finite")
-    return float(smoothness / checked_kappa_hat(kappa_hat, "nesterov"))
+    bound = one_number(smoothness, "smoothness")
+    if not (np.isfinite(bound) and bound > 0):
+        raise InputError(f"smoothness is {bound}; it must be positive and finite")
+    return bound / one_kappa_hat(kappa_hat, "nesterov")
 
 
 def residual_polynomial(s: Any, t: Any, kappa_hat: Any, method: str = "nesterov") -> Array:

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from wideangle.errors import InputError, NumericsError
-from wideangle.optim._accelerated_factors import checked_kappa_hat, checked_method
+from wideangle.optim._accelerated_factors import checked_method, one_kappa_hat
 from wideangle.optim._accelerated_steps import Coefficients, extrapolated_step, momentum_step
+from wideangle.optim._given import number, one_number
+from wideangle.optim._shown import ShowsW
 
 __all__ = ["AcceleratedGradient"]
 
@@ -23,7 +25,7 @@ _EVERY = 100  # steps between two looks at the noise of the gradient
 _LEAST = 1e-6
 
 
-class AcceleratedGradient(Optimizer):
+class AcceleratedGradient(ShowsW):
     """Return an optimiser that takes Nesterov's, heavy-ball or Chebyshev steps with a free condition number.
 
     With g the gradient at the parameters and k = sqrt(kappa_hat), gamma = (k - 1) / (k + 1):
@@ -39,11 +41,13 @@ class AcceleratedGradient(Optimizer):
 
     The theory is for the exact gradient of one quadratic. `step` needs a closure, and evaluates it twice at
     step 1 and at every 100th step: at step 1 twice at the first point, later once more at the point of the
-    step before, where the gradient is known (so that a loop over mini-batches is seen too). A warning says
-    where the two gradients differ by more than 1e-6 of their size (8 eps in precisions coarser than
-    float32): mini-batches or dropout void the theory, and `MaSS` is the method for them. Sums in no fixed
-    order (some CUDA kernels) can reach that size too, late in training, when the gradient is small beside
-    its parts. Batch normalisation counts the additional evaluations in its running statistics.
+    step before, where the gradient is known. So a closure that draws its batch is seen at step 1, one that
+    keeps its batch during a step at step 100 first; and a training resumed from a state saved after step 99
+    compares at step 100 as at step 1, where such a batch is compared with itself. A warning says where the
+    two gradients differ by more than 1e-6 of their size (8 eps in precisions coarser than float32): mini-
+    batches or dropout void the theory, and `MaSS` is the method for them. Sums in no fixed order (some CUDA
+    kernels) can reach that size too, late in training, when the gradient is small beside its parts. Batch
+    normalisation counts the additional evaluations in its running statistics.
 
     Cost: as torch.optim.SGD with momentum, one buffer; one more evaluation in 100, and for it a copy of
     parameters and gradients during one step.
@@ -60,8 +64,8 @@ class AcceleratedGradient(Optimizer):
         foreach: the multi-tensor form; None takes it on CUDA.
 
     Raises:
-        InputError: lr not positive, kappa_hat below 1, an unknown method, complex parameters, none at all;
-            at a step, no closure, or a sparse gradient.
+        InputError: lr not positive, kappa_hat below 1, an unknown method, complex or integer parameters, none
+            at all; at a step, no closure, or a sparse gradient; a step within `eval_params`.
         NumericsError: a gradient that is not finite, found at the steps with two evaluations.
 
     Example:
@@ -130,9 +134,11 @@ class AcceleratedGradient(Optimizer):
             closure: clears the gradients, computes the loss on all data, calls backward and returns it.
 
         Raises:
-            InputError: no closure, a sparse gradient, a group changed to values outside their range.
+            InputError: no closure, a sparse gradient, a group changed to values outside their range, a step
+                within `eval_params`.
             NumericsError: the gradient is not finite, at a step with two evaluations.
         """
+        self._refuse_inside("step")
         if closure is None:
             raise InputError(
                 "step needs a closure that clears the gradients, computes the loss on all data and calls backward: it "
@@ -151,6 +157,9 @@ class AcceleratedGradient(Optimizer):
     def eval_params(self) -> Iterator[None]:
         """Hold w in the parameters: for nesterov u + lr b, for the other methods what they hold anyway.
 
+        Raises:
+            InputError: within itself.
+
         Example:
             >>> w = torch.nn.Parameter(torch.ones(1))
             >>> optimiser = AcceleratedGradient([w], lr=0.5, kappa_hat=9.0)
@@ -164,22 +173,15 @@ class AcceleratedGradient(Optimizer):
             >>> w.item()
             0.25
         """
-        shown = [
-            (p, p.detach().clone(), self.state[p]["momentum_buffer"], group["last_lr"])
+        iterates = (
+            (p, p.detach().add(self.state[p]["momentum_buffer"], alpha=group["last_lr"]))
             for group in self.param_groups
             if group["method"] == "nesterov"
-            for p in group["params"]
-            if "momentum_buffer" in self.state[p]
-        ]
-        try:
-            with torch.no_grad():
-                for p, _, buffer, lr in shown:
-                    p.add_(buffer, alpha=lr)
+            for p in dict.fromkeys(group["params"])
+            if "momentum_buffer" in self.state.get(p, {})
+        )
+        with self._shown(iterates):
             yield
-        finally:
-            with torch.no_grad():
-                for p, u, _, _ in shown:
-                    p.copy_(u)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -241,7 +243,9 @@ class AcceleratedGradient(Optimizer):
 
     def _move(self, group: dict[str, Any]) -> None:
         _check_values(group)
-        coefficients = Coefficients(float(group["kappa_hat"]), group["method"], group["rho"])
+        coefficients = Coefficients(
+            one_kappa_hat(group["kappa_hat"], group["method"]), group["method"], group["rho"]
+        )
         a, c = coefficients.next()
         moved = [p for p in group["params"] if p.grad is not None]
         lr, nesterov = float(group["lr"]), group["method"] == "nesterov"
@@ -296,21 +300,21 @@ def _evaluated(closure: Closure) -> Any:
 
 
 def _check_values(group: dict[str, Any]) -> None:
-    lr = float(group["lr"])
+    lr = one_number(group["lr"], "lr")
     if not (math.isfinite(lr) and lr >= 0):
         raise InputError(f"lr is {lr}; it must be 1/L: positive and finite")
-    checked_kappa_hat(group["kappa_hat"], checked_method(group["method"]))
+    one_kappa_hat(group["kappa_hat"], checked_method(group["method"]))
 
 
 def _check_group(group: dict[str, Any]) -> None:
     _check_values(group)
     if float(group["lr"]) == 0:
         raise InputError("lr is 0.0; it must be 1/L: positive and finite")
-    decay = group["weight_decay"]
+    decay = number(group["weight_decay"], "weight_decay")
     if not (math.isfinite(decay) and decay >= 0):
         raise InputError(f"weight_decay is {decay}; it must be zero or more and finite")
     for p in group["params"]:
-        if p.is_complex() or p.layout != torch.strided:
+        if not p.is_floating_point() or p.layout != torch.strided:
             raise InputError(
                 f"a parameter of shape {tuple(p.shape)} is {p.dtype} {p.layout}; the theory is for real, dense ones"
             )

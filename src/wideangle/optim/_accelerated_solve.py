@@ -14,13 +14,14 @@ from torch import Tensor
 from wideangle.errors import InputError, NumericsError
 from wideangle.kernel.lanczos import KernelOperator, lanczos_eigenpairs, top_eigenpairs
 from wideangle.kernel.spectrum import as_matrix
-from wideangle.optim._accelerated_factors import Method, checked_kappa_hat, checked_method
+from wideangle.optim._accelerated_factors import Method, checked_method, one_kappa_hat
+from wideangle.optim._accelerated_products import Product, product_of
 from wideangle.optim._accelerated_steps import Coefficients
+from wideangle.optim._given import number, one_number
 from wideangle.result import Result
 
 __all__ = ["AcceleratedRun", "kernel_regression", "solve_quadratic"]
 
-Product = Callable[[Tensor], Tensor]
 Watch = Callable[[int, Tensor], None]
 _TURNS = 100  # products to find the eigenvalue that made a residual grow
 _MARGIN = 1.01  # on the largest eigenvalue that Lanczos found
@@ -82,10 +83,11 @@ def solve_quadratic(
         An `AcceleratedRun`.
 
     Raises:
-        InputError: shapes that do not fit, a matrix that is not symmetric, smoothness not positive,
-            kappa_hat below 1, an unknown method.
+        InputError: shapes that do not fit, a matrix that is not symmetric or is sparse, smoothness not
+            positive, kappa_hat below 1, an unknown method.
         NumericsError: the residual grew beyond what an L that is an upper bound allows, (2t + 1) for heavy
-            ball and 1 for the others; the message gives the eigenvalue met. Or a non-finite product.
+            ball and 1 for the others; the message gives the eigenvalue met. Or a non-finite product. H is not
+            searched for negative eigenvalues: one is noticed only once its residual has grown.
 
     Example:
         >>> H = torch.diag(torch.tensor([1.0, 0.1, 0.01], dtype=torch.float64))
@@ -97,14 +99,14 @@ def solve_quadratic(
     with kappa_hat free as in Liu, Belkin 2018 (arXiv 1802.10235).
     """
     kind = checked_method(method)
-    assumed = float(checked_kappa_hat(kappa_hat, kind))
+    assumed = one_kappa_hat(kappa_hat, kind)
     bound = _checked_smoothness(smoothness)
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 0:
         raise InputError(f"steps is {steps!r}; it must be a whole number, at least 0")
-    if tolerance is not None and not tolerance > 0:
+    if tolerance is not None and not number(tolerance, "tolerance") > 0:
         raise InputError(f"tolerance is {tolerance}; the relative residual to stop at must be positive")
     target = _right_side(b, matvec)
-    product = _product(matvec, target)
+    product = product_of(matvec, target)
     first = _start(start, target)
     with torch.no_grad():
         return _Solver(product, target, bound, assumed, kind, tolerance, watch).run(first, int(steps))
@@ -126,11 +128,14 @@ class _Solver:
         self.method: Method = method
         self.tolerance, self.watch = tolerance, watch
         self.norms: list[Tensor] = []
-        self.size = _norms(b)
+        self.size = self.parts = _norms(b)
 
     def run(self, w: Tensor, steps: int) -> AcceleratedRun:
         """Return the run of so many steps from w."""
         coefficients = Coefficients(self.kappa_hat, self.method)
+        self.parts = torch.maximum(
+            self.size, self.smoothness * _norms(w)
+        )  # what the first residual is made of
         before, residual, t, reached = w, None, 0, False
         for t in range(steps + 1):
             a, c = coefficients.next()
@@ -167,9 +172,8 @@ class _Solver:
         norms = _norms(residual)
         self.norms.append(norms)
         rounding = math.sqrt(torch.finfo(norms.dtype).eps)
-        growth = norms / torch.maximum(self.norms[0], rounding * self.size).clamp_min(
-            torch.finfo(norms.dtype).tiny
-        )
+        size = torch.maximum(self.norms[0], rounding * self.parts).clamp_min(torch.finfo(norms.dtype).tiny)
+        growth = norms / size
         allowed = 2 * (2 * t + 1 if self.method == "heavy_ball" else 1)
         if not bool((growth <= allowed).all()):
             raise NumericsError(self._why(t, growth, residual, before))
@@ -285,7 +289,7 @@ def _measured_smoothness(kernel: Any, y: Tensor) -> float:
     if isinstance(kernel, KernelOperator):
         top = top_eigenpairs(kernel)
     else:
-        product, width = _product(kernel, y), y[0].numel()
+        product, width = product_of(kernel, y), y[0].numel()
 
         def one(vector: Tensor) -> Tensor:
             block = torch.zeros(len(y), width, dtype=y.dtype, device=y.device)
@@ -297,11 +301,12 @@ def _measured_smoothness(kernel: Any, y: Tensor) -> float:
 
 
 def _checked_smoothness(smoothness: float) -> float:
+    smoothness = one_number(smoothness, "smoothness")
     if not (math.isfinite(smoothness) and smoothness > 0):
         raise InputError(
             f"smoothness is {smoothness}; it must be positive and finite: an upper bound of the largest eigenvalue"
         )
-    return float(smoothness)
+    return smoothness
 
 
 def _norms(block: Tensor) -> Tensor:
@@ -310,7 +315,7 @@ def _norms(block: Tensor) -> Tensor:
 
 def _right_side(b: Any, matvec: Any) -> Tensor:
     """Return b as a floating-point vector or block: in the finer precision of b and a matrix, on its device."""
-    target = b.detach() if torch.is_tensor(b) else torch.from_numpy(np.array(b))
+    target = _tensor(b, "b")
     if target.is_complex() or target.dim() not in (1, 2) or target.numel() == 0:
         raise InputError(
             f"b has shape {tuple(target.shape)} {target.dtype}; give a real (p,) vector or a (p, k) block"
@@ -324,60 +329,24 @@ def _right_side(b: Any, matvec: Any) -> Tensor:
     return target.double() if isinstance(matvec, np.ndarray) else target
 
 
+def _tensor(values: Any, what: str) -> Tensor:
+    if torch.is_tensor(values):
+        return values.detach()
+    try:
+        return torch.from_numpy(np.array(values))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} is {values!r:.80}; give a tensor or an array of numbers") from error
+
+
 def _start(start: Any, b: Tensor) -> Tensor:
     if start is None:
         return torch.zeros_like(b)
-    first = torch.as_tensor(start).detach().to(b.device, b.dtype)
+    first = _tensor(start, "start")
+    if first.is_complex():
+        raise InputError(f"start is {first.dtype}; give real numbers")
+    first = first.to(b.device, b.dtype)
     if first.shape != b.shape:
         raise InputError(f"start has shape {tuple(first.shape)}, b {tuple(b.shape)}; they must be equal")
     if not bool(torch.isfinite(first).all()):
         raise InputError(f"start has {int((~torch.isfinite(first)).sum())} non-finite entries")
     return first.clone()
-
-
-def _product(matvec: Any, b: Tensor) -> Product:
-    """Return v -> H v for a matrix, an operator or a function."""
-    if torch.is_tensor(matvec) or isinstance(matvec, np.ndarray):
-        return _of_matrix(as_matrix(matvec), b)
-    operator: Any = matvec
-    if hasattr(operator, "__matmul__"):
-        return _checked(lambda v: operator @ v)
-    if hasattr(operator, "product"):
-        return _checked(
-            lambda v: (
-                operator.product(v)
-                if v.dim() == 1
-                else torch.stack([operator.product(column) for column in v.T], dim=1)
-            )
-        )
-    if callable(operator):
-        return _checked(operator)
-    raise InputError(
-        f"matvec is a {type(matvec).__name__}; give a matrix, an operator with @ or .product, or a function v -> H v"
-    )
-
-
-def _of_matrix(matrix: Tensor, b: Tensor) -> Product:
-    if len(matrix) != len(b):
-        raise InputError(f"H is {tuple(matrix.shape)}, b has {len(b)} rows; they must fit")
-    matrix = matrix.to(b.device, b.dtype)
-    size, apart = float(matrix.abs().max()), float((matrix - matrix.T).abs().max())
-    if apart > math.sqrt(torch.finfo(b.dtype).eps) * size:
-        raise InputError(
-            f"H is not symmetric: H - H^T has an entry of {apart:.4g}, H itself up to {size:.4g}; for least squares "
-            "pass H = A^T A and b = A^T y"
-        )
-    return lambda v: matrix @ v
-
-
-def _checked(product: Callable[..., Any]) -> Product:
-    def shaped(v: Tensor) -> Tensor:
-        found = product(v)
-        if not torch.is_tensor(found) or found.shape != v.shape:
-            got = tuple(found.shape) if hasattr(found, "shape") else type(found).__name__
-            raise InputError(
-                f"the product of H with a tensor {tuple(v.shape)} gave {got}; give one of that shape"
-            )
-        return found.detach().to(v.dtype)
-
-    return shaped

@@ -9,23 +9,24 @@ from typing import Any
 import numpy as np
 from scipy import optimize
 
-from wideangle.errors import InputError
+from wideangle.errors import InputError, NumericsError
 from wideangle.kernel.spectrum import Spectrum
 from wideangle.optim._accelerated_factors import (
     Method,
     as_array,
-    checked_kappa_hat,
     checked_method,
+    one_kappa_hat,
     residual_polynomial,
 )
+from wideangle.optim._given import one_number, whole
 
 __all__ = ["best_kappa_hat", "predicted_loss"]
 
 Array = np.ndarray
 _NEGATIVE = 1e-6  # of the largest eigenvalue: rounding of a float32 spectrum
 _PER_DECADE = 24  # points of the first look
+_MOST_STEPS = 10**15  # what the polynomials are checked up to
 _REFINED = 8  # local minima that are looked into
-_FIRST_ZEROS = 24  # directions of most energy, whose first zero of e_t the first look does not miss
 
 
 class _Directions:
@@ -44,7 +45,7 @@ class _Directions:
                 f"the spectrum goes from {values.min():.4g} to {top:.4g}; the loss is not convex, and eigenvalues "
                 "must be zero or more (up to rounding, 1e-6 of the largest)"
             )
-        bound = top if smoothness is None else float(smoothness)
+        bound = top if smoothness is None else one_number(smoothness, "smoothness")
         if not (math.isfinite(bound) and bound * (1 + 1e-9) >= top):
             raise InputError(
                 f"smoothness is {bound:.6g}, the largest eigenvalue {top:.6g}; L must be an upper bound of it"
@@ -68,13 +69,20 @@ class _Directions:
     def loss(self, t: float, kappa_hat: float, method: Method) -> float:
         """Return 1/2 sum_i c_i e_t(s_i)^2."""
         left = residual_polynomial(self.shares, t, kappa_hat, method)
-        return self.unit * float(self.energies @ (left * left)) / 2
+        with np.errstate(over="ignore"):
+            loss = self.unit * float((self.energies / 2) @ (left * left))
+        if not math.isfinite(loss):
+            raise NumericsError(
+                f"the loss after {t:g} steps is above the largest float64; scale the spectrum down"
+            )
+        return loss
 
 
 def _checked_steps(steps: Any) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
-        raise InputError(f"steps is {steps!r}; it must be a whole number, at least 1")
-    return int(steps)
+    found = whole(steps, "steps")
+    if found > _MOST_STEPS:
+        raise InputError(f"steps is {found:.3g}; it must be at most {_MOST_STEPS:.0e}")
+    return found
 
 
 def predicted_loss(
@@ -109,6 +117,7 @@ def predicted_loss(
     Raises:
         InputError: an eigenvalue that is negative or not finite, coefficients that do not fit, a smoothness
             below the largest eigenvalue, kappa_hat below 1, an unknown method.
+        NumericsError: a loss above the largest float64.
 
     Example:
         >>> predicted_loss([1.0, 0.5, 0.0], [0, 1], kappa_hat=1.0, coefficients=[2.0, 4.0, 1.0]).tolist()
@@ -117,7 +126,7 @@ def predicted_loss(
     Reference: Liu, Belkin 2018 (arXiv 1802.10235), analysis by eigenvalue.
     """
     kind = checked_method(method)
-    assumed = float(checked_kappa_hat(kappa_hat, kind))
+    assumed = one_kappa_hat(kappa_hat, kind)
     directions = _Directions(spectrum, coefficients, smoothness)
     times = as_array(steps, "steps")
     values = [directions.loss(t, assumed, kind) for t in times.reshape(-1)]
@@ -137,10 +146,10 @@ def best_kappa_hat(
         argmin over 1 <= kappa_hat <= 10^6 (steps + 1)^2 of 1/2 sum_i c_i e_t(lambda_i / L)^2,   t = steps
 
     At the upper end sqrt(kappa_hat) is a thousand times the number of steps: hardly anything changes above.
-    The minimised function can have many local minima: a grid of 24 points a decade in kappa_hat, and points
-    near the first zero of e_t in 24 of the directions, then Brent's method around the 8 best. Of equally
-    good ones (within 1e-9) the smallest is returned; 1.0 says that gradient descent is best. The loss and
-    that of gradient descent: `predicted_loss` with this kappa_hat and with 1.
+    The minimised function can have many local minima: a grid of 24 points a decade in kappa_hat, then
+    Brent's method around the 8 best. Of equally good ones (within 1e-9) the smallest is returned; 1.0 says
+    that gradient descent is best. The loss and that of gradient descent: `predicted_loss` with this
+    kappa_hat and with 1.
 
     Cost: some 300 to 500 evaluations of all eigenvalues: 0.2 s for 1,000, 15 s for 100,000 on one core.
 
@@ -152,7 +161,7 @@ def best_kappa_hat(
         smoothness: as for `predicted_loss`.
 
     Raises:
-        InputError: as for `predicted_loss`, or `steps` is no whole number of at least 1.
+        InputError: as for `predicted_loss`, or `steps` is no whole number from 1 to 10^15.
 
     Example:
         >>> spectrum = 1.0 / np.arange(1, 1001) ** 2
@@ -172,22 +181,14 @@ def best_kappa_hat(
     def objective(log_kappa: float) -> float:
         return math.log(max(directions.loss(t, math.exp(log_kappa), kind), 1e-300))
 
-    points = _first_look(directions, t, kind)
+    points = _first_look(t, kind)
     return math.exp(_lowest(objective, points))
 
 
-def _first_look(directions: _Directions, t: int, method: Method) -> Array:
-    """Return points in log kappa_hat: an even grid, and where e_t is near its first zero in some directions."""
+def _first_look(t: int, method: Method) -> Array:
+    """Return points in log kappa_hat, evenly from the least to where the momentum is next to 1."""
     low, high = math.log(1.001) if method == "chebyshev" else 0.0, math.log(1e6 * (t + 1) ** 2)
-    grid = np.linspace(low, high, max(64, round(_PER_DECADE * (high - low) / math.log(10))))
-    order = np.argsort(-directions.energies)[:_FIRST_ZEROS]
-    shares = np.unique(directions.shares[order])
-    for part in (0.25, 0.5, 0.75, 1.0):
-        # tan(angle) = b / a, solved for kappa_hat
-        tangent = math.tan(part * math.pi / (t + 1)) ** 2 if t > 1 else 1.0
-        inverse = shares - tangent * (1 - shares)
-        grid = np.concatenate([grid, -np.log(inverse[inverse > 0])])
-    return np.unique(np.clip(grid, low, high))
+    return np.linspace(low, high, max(64, round(_PER_DECADE * (high - low) / math.log(10))))
 
 
 def _lowest(objective: Callable[[float], float], points: Array) -> float:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from wideangle.errors import InputError
+from wideangle.optim._given import number, one_number, whole
 from wideangle.optim._mass_parameters import MassParameters
 
-__all__ = ["ScaleOfLoss", "check_group", "check_step_size", "checked_parameters", "warn_without_momentum"]
+__all__ = [
+    "ScaleOfLoss",
+    "check_group",
+    "check_options",
+    "check_step_size",
+    "checked_parameters",
+    "settle",
+    "warn_without_momentum",
+]
+
+_HERE = str(Path(__file__).parent)
 
 _EXCLUSIVE = [
     ("foreach", "fused", "each names a different form of the step"),
@@ -37,10 +50,15 @@ def checked_parameters(source: MassParameters | ScaleOfLoss, batch_size: int | N
         if batch_size is not None:
             raise InputError(f"batch_size is {batch_size}, but the parameters are given; leave it out")
         p = source
-    elif batch_size is None:
+    elif batch_size is None and callable(getattr(source, "mass", None)):
         raise InputError("batch_size is missing; the best parameters for measured constants depend on it")
+    elif not callable(getattr(source, "mass", None)):
+        raise InputError(
+            f"{type(source).__name__} is neither MassParameters nor measured constants with a method `mass`; "
+            "from_etas makes parameters of (eta1, eta2, gamma)"
+        )
     else:
-        p = source.mass(batch_size)
+        p = source.mass(whole(batch_size, "batch_size"))
     if p.alpha == 1 and p.kappa_tilde > 1:
         raise InputError(
             f"alpha is 1 (gamma = 0, no momentum) with kappa_tilde = {p.kappa_tilde}; alpha must lie in (0, 1), "
@@ -50,27 +68,51 @@ def checked_parameters(source: MassParameters | ScaleOfLoss, batch_size: int | N
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Refuse a group whose values or tensors cannot be used; with `capturable`, make its lr a tensor."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise InputError(f"lr is a tensor of shape {tuple(lr.shape)}; it must have one element")
-    p = checked_parameters(MassParameters(float(lr), group["alpha"], group["kappa_tilde"]), None)
+    """Refuse a group whose values or tensors cannot be used; numbers become floats, a tensor lr its own."""
+    group.update({key: number(group[key], key) for key in ("alpha", "kappa_tilde", "weight_decay")})
+    lr = one_number(group["lr"], "lr")
+    checked_parameters(MassParameters(lr, group["alpha"], group["kappa_tilde"]), None)
     decay = group["weight_decay"]
     if not (math.isfinite(decay) and decay >= 0):
         raise InputError(f"weight_decay is {decay}; it must be at least 0 and finite")
+    check_options(group)
+    for place, param in enumerate(group["params"]):
+        _check_tensor(place, param)
+    check_step_size(lr, group["smoothness"])
+    if not isinstance(group["lr"], Tensor):
+        group["lr"] = lr
+    elif group["differentiable"]:
+        group["lr"] = group["lr"] if group["lr"].dim() == 0 else group["lr"].reshape(())
+    else:  # a copy: neither the caller nor another group is to see what `retune` or a schedule writes
+        lr = group["lr"].detach().clone().reshape(())
+        group["lr"] = lr if lr.is_floating_point() else lr.to(torch.get_default_dtype())
+    settle(group)
+
+
+def check_options(group: dict[str, Any]) -> None:
+    """Refuse options that exclude each other, and a type of the state that is none."""
     for one, other, reason in _EXCLUSIVE:
         if group[one] and group[other]:
             raise InputError(f"{one}={group[one]} and {other}={group[other]} exclude each other: {reason}")
     precision = group["state_dtype"]
-    if precision is not None and not precision.is_floating_point:
+    if precision is not None and not (isinstance(precision, torch.dtype) and precision.is_floating_point):
         raise InputError(
-            f"state_dtype is {precision}; it must be a floating-point type such as torch.float32"
+            f"state_dtype is {precision!r}; it must be a floating-point type such as torch.float32"
         )
-    for place, param in enumerate(group["params"]):
-        _check_tensor(place, param)
-    check_step_size(p.lr, group["smoothness"])
-    if group["capturable"]:
-        group["lr"] = _as_tensor(lr, group["params"])
+
+
+def settle(group: dict[str, Any]) -> None:
+    """With `capturable`, make lr a tensor on the parameters' device, and move there what is kept of it."""
+    if not group["capturable"]:
+        return
+    params, lr = group["params"], group["lr"]
+    device = params[0].device if params else None
+    if not isinstance(lr, Tensor):  # in single precision at least
+        double = any(param.dtype == torch.float64 for param in params)
+        group["lr"] = torch.tensor(lr, dtype=torch.float64 if double else torch.float32, device=device)
+    for key in ("lr", "last_lr", "restart_below"):
+        if isinstance(group.get(key), Tensor):
+            group[key] = group[key].to(device)
 
 
 def _check_tensor(place: int, param: Tensor) -> None:
@@ -89,6 +131,7 @@ def check_step_size(lr: float, smoothness: float | None) -> None:
     """Refuse an lr above 2/L for a measured L."""
     if smoothness is None:
         return
+    smoothness = number(smoothness, "smoothness")
     if not (math.isfinite(smoothness) and smoothness > 0):
         raise InputError(f"smoothness L is {smoothness}; it must be positive and finite")
     if lr > 2 / smoothness:
@@ -96,15 +139,6 @@ def check_step_size(lr: float, smoothness: float | None) -> None:
             f"lr is {lr:.6g}, above 2/L = {2 / smoothness:.6g} for the measured L = {smoothness:.6g}: even "
             f"gradient descent over all samples diverges there. Take lr up to 1/L = {1 / smoothness:.6g}"
         )
-
-
-def _as_tensor(lr: float | Tensor, params: Sequence[Tensor]) -> Tensor:
-    """Lr as a tensor of no dimensions, on the device of the parameters, in single precision at least."""
-    if isinstance(lr, Tensor):
-        return lr.reshape(())
-    double = any(param.dtype == torch.float64 for param in params)
-    device = params[0].device if params else None
-    return torch.tensor(lr, dtype=torch.float64 if double else torch.float32, device=device)
 
 
 def warn_without_momentum(groups: Sequence[dict[str, Any]]) -> None:
@@ -120,5 +154,13 @@ def warn_without_momentum(groups: Sequence[dict[str, Any]]) -> None:
     warnings.warn(
         f"alpha * kappa_tilde = {alpha:.4g} * {kappa_tilde:.4g} = {product:.4g}, not below 1: {meaning}. "
         f"Take alpha below {1 / kappa_tilde:.4g}, or torch.optim.SGD",
-        stacklevel=3,
+        stacklevel=_level_outside(),
     )
+
+
+def _level_outside() -> int:
+    """The stack level, for the function that asks, of its first caller outside of this folder."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame, level = frame.f_back, level + 1
+    return level

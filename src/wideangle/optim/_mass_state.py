@@ -1,9 +1,9 @@
-"""What MaSS keeps between steps, buffers and the last lr, and what acts on it: restart, retuning, showing w."""
+"""What MaSS keeps between steps, buffers, masters and the last lr, and what acts on it: restart, retuning, w."""
 
 # pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from wideangle.optim._mass_parameters import MassParameters
 from wideangle.optim._mass_step import by_kind, momentum
 
-__all__ = ["remember", "restart", "retuned", "show_w", "started"]
+__all__ = ["fresh", "iterates", "remember", "restart", "retuned", "started"]
 
 States = Mapping[Tensor, dict[str, Any]]
 
@@ -54,18 +54,24 @@ def restart(group: dict[str, Any], states: States) -> None:
     remember(group, "restart_below")
 
 
-def show_w(group: dict[str, Any], states: States, kept: list[tuple[Tensor, Tensor]]) -> None:
-    """Put w = u + lr gamma c, with the lr of the last step, into the parameters, and note u in `kept`."""
+def fresh(param: Tensor, state: dict[str, Any]) -> Tensor:
+    """Return the weights to step on: the master, taken anew where it does not round to the parameter, or that."""
+    if (master := state.get("master")) is None:
+        return param
+    held = param.detach()
+    return master.copy_(torch.where(master.to(held.dtype) == held, master, held.to(master.dtype)))
+
+
+def iterates(group: dict[str, Any], states: States) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each parameter with its w = u + lr gamma c, lr that of the group's last step."""
     if (lr := group.get("last_lr")) is None:
         return
     gamma = momentum(group["alpha"])
-    for param in group["params"]:
-        if not (state := states.get(param)):
-            continue
-        kept.append((param, param.detach().clone()))
-        u = state.get("master", kept[-1][1])
-        scale = lr.to(u.device) if isinstance(lr, Tensor) else lr
-        param.copy_(u + state["momentum_buffer"].detach() * (scale * gamma))
+    for param in dict.fromkeys(group["params"]):
+        if state := states.get(param):
+            u = fresh(param, state).detach()
+            scale = lr.to(u.device) if isinstance(lr, Tensor) else lr
+            yield param, u + state["momentum_buffer"].detach() * (scale * gamma)
 
 
 def retuned(group: dict[str, Any], states: States, p: MassParameters, smoothness: float | None) -> None:

@@ -8,24 +8,27 @@ from typing import Any, Self, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from wideangle.errors import InputError, NumericsError
 from wideangle.optim._mass_group import (
     ScaleOfLoss,
     check_group,
+    check_options,
     check_step_size,
     checked_parameters,
+    settle,
     warn_without_momentum,
 )
 from wideangle.optim._mass_parameters import MassParameters, from_etas
-from wideangle.optim._mass_state import remember, restart, retuned, show_w, started
+from wideangle.optim._mass_state import fresh, iterates, remember, restart, retuned, started
 from wideangle.optim._mass_step import first_non_finite, mass
+from wideangle.optim._shown import ShowsW
 
 __all__ = ["MaSS", "mass"]
 
 
-class MaSS(Optimizer):
+class MaSS(ShowsW):
     """Return an optimiser that takes the steps of MaSS: SGD with momentum, compensated for noisy gradients.
 
         w' = u - lr g,   u' = w' + gamma (w' - w) + eta2 g
@@ -35,14 +38,16 @@ class MaSS(Optimizer):
     theory speaks of. `kappa_tilde` = 1 is Nesterov's method (torch's SGD(nesterov=True), momentum gamma),
     1/alpha is plain SGD. One buffer c per parameter, (w - u) / (lr gamma), in units of the gradient: after a
     change of lr the displacement u - w scales with lr, as in torch's SGD. The authors instead start the
-    momentum anew when lr drops: `restart=True`. The two differ.
+    momentum anew when lr drops: `restart=True`. The two differ. Schedules that also cycle the momentum
+    (OneCycleLR, CyclicLR) need cycle_momentum=False: alpha is no momentum in their sense.
 
     Cost: that of torch.optim.SGD with Nesterov momentum, in time and memory (one buffer);
     `benchmarks/bench_optim_step.py` measures it.
 
     Args:
         params: parameters, named parameters or groups of them, each group with its own values if wanted.
-        lr: eta1, the step along the gradient; a tensor of one element stays on its device.
+        lr: eta1, the step along the gradient; a tensor of one element is copied, one for each group (with
+            `differentiable` it is the given one), and stays on its device unless `capturable`.
         alpha: in (0, 1]; 1 (no momentum) only with kappa_tilde = 1.
         kappa_tilde: at least 1, the statistical condition number of the batches. Smaller batches need a
             larger one; at 1/alpha and above there is no gain from momentum, and a warning says so.
@@ -56,14 +61,15 @@ class MaSS(Optimizer):
         foreach: the multi-tensor form (True) or the plain loop (False); None takes, on CUDA, the multi-tensor
             form, on the CPU torch's fused kernel where it can be used and the loop elsewhere.
         capturable: lr becomes a tensor on the parameters' device, so that a captured CUDA graph follows its
-            schedule. alpha and kappa_tilde are constants of the graph: capture again after `retune`.
+            schedule. alpha and kappa_tilde are constants of the graph: capture again after `retune`. A
+            loaded state leaves it as it is here.
         differentiable: autograd passes through `step`, which changes the parameters in place: take the
             gradient at clones of them.
         check_finite: refuse a step with a NaN or infinite gradient; costs one pass and a wait for the device.
         state_dtype: precision of the buffer. Where it differs from the parameter's, a master copy of u in
             that precision is kept too, and small steps are not lost in rounding: torch.float32 for bfloat16
-            parameters takes 8 bytes a parameter in place of 2. If weights are changed by other hands (their
-            version moves), the master is taken anew from them.
+            parameters takes 8 bytes a parameter in place of 2. Weights changed by other hands, those that
+            are no longer their master rounded, are taken over at the next step.
         fused: torch's fused SGD kernel.
         smoothness: a measured L; an lr above 2/L is refused, here, by `add_param_group` and by `retune`.
 
@@ -82,6 +88,8 @@ class MaSS(Optimizer):
 
     Reference: Liu, Belkin 2020, "Accelerating SGD with momentum for over-parameterized learning", Algorithm 1.
     """
+
+    _constructed = False
 
     def __init__(
         self,
@@ -118,7 +126,6 @@ class MaSS(Optimizer):
             "fused": fused,
             "smoothness": smoothness,
         }
-        self._prepare()
         given: Any = params if isinstance(params, Tensor) else list(params)  # a bare tensor: torch refuses it
         if not isinstance(given, Tensor) and not given:
             raise InputError("params is empty; pass model.parameters(), or a model that has some")
@@ -242,7 +249,9 @@ class MaSS(Optimizer):
                 if not state:
                     state.update(started(param, group["state_dtype"]))
         buffers = [state["momentum_buffer"] for state in states]
-        masters = None if group["state_dtype"] is None else self._masters(params, states)
+        masters = None
+        if group["state_dtype"] is not None:
+            masters = [fresh(param, state) for param, state in zip(params, states, strict=True)]
         mass(
             params,
             grads,
@@ -262,19 +271,7 @@ class MaSS(Optimizer):
         if self.defaults["differentiable"]:
             for state, buffer in zip(states, buffers, strict=True):
                 state["momentum_buffer"] = buffer
-        if masters is not None:
-            self._seen.update((param, param._version) for param in params)
         remember(group, "last_lr")
-
-    def _masters(self, params: list[Tensor], states: list[dict[str, Any]]) -> list[Tensor]:
-        """The weights to step on; a master is taken anew where other hands changed the parameter."""
-        masters = []
-        for param, state in zip(params, states, strict=True):
-            master = state.get("master")
-            if master is not None and self._seen.get(param, param._version) != param._version:
-                master.copy_(param)
-            masters.append(param if master is None else master)
-        return masters
 
     @contextmanager
     def eval_params(self) -> Iterator[None]:
@@ -282,7 +279,11 @@ class MaSS(Optimizer):
 
         On leaving it, also by an exception, they hold u again, bit for bit. Statistics of BatchNorm belong to
         u and are left: after a long step, w may want its own (torch.optim.swa_utils.update_bn). What is saved
-        of the model inside is w. A gradient taken inside is taken at w.
+        of the model inside is w. A gradient taken inside is taken at w. Weights loaded inside are lost on
+        leaving, and a copy of model and optimiser made inside goes on from w as if it were u.
+
+        The last lr is that of the group: a parameter that got no gradient since lr has changed is shown with
+        its old buffer and the new lr.
 
         Cost: a copy of the parameters, and one pass over them.
 
@@ -298,21 +299,8 @@ class MaSS(Optimizer):
             >>> inside, round(w.item(), 4)
             (0.9, 0.8667)
         """
-        self._refuse_inside("eval_params")
-        kept: list[tuple[Tensor, Tensor]] = []
-        self._inside = True
-        try:
-            with torch.no_grad():
-                for group in self.param_groups:
-                    show_w(group, self.state, kept)
+        with self._shown(pair for group in self.param_groups for pair in iterates(group, self.state)):
             yield
-        finally:
-            with torch.no_grad():
-                for param, value in kept:
-                    param.copy_(value)
-                    if param in self._seen:
-                        self._seen[param] = param._version
-            self._inside = False
 
     def retune(
         self,
@@ -331,10 +319,11 @@ class MaSS(Optimizer):
             parameters: the parameters themselves or measured constants.
             batch_size: with constants, samples in a batch.
             group: index of the one group to change; None changes all.
-            smoothness: L as newly measured, to check lr against; the old one is dropped.
+            smoothness: L to check lr against, in place of `parameters.smoothness`; the old one is dropped.
 
         Raises:
-            InputError: a parameter outside its range; nothing was changed.
+            InputError: a parameter outside its range, lr above 2/L, no such group, an lr that requires a
+                gradient; nothing was changed.
 
         Example:
             >>> optimiser = MaSS([torch.nn.Parameter(torch.ones(2))], lr=0.1)
@@ -343,8 +332,14 @@ class MaSS(Optimizer):
             8.0
         """
         p = checked_parameters(parameters, batch_size)
+        count = len(self.param_groups)
+        if group is not None and not (isinstance(group, int) and -count <= group < count):
+            raise InputError(f"group is {group!r}; it must be the index of one of {count}")
         groups = self.param_groups if group is None else [self.param_groups[group]]
+        smoothness = getattr(parameters, "smoothness", None) if smoothness is None else smoothness
         check_step_size(p.lr, smoothness)
+        if any(isinstance(each["lr"], Tensor) and each["lr"].requires_grad for each in groups):
+            raise InputError("lr is a tensor that requires a gradient; put another into the group by hand")
         for each in groups:
             retuned(each, self.state, p, smoothness)
         warn_without_momentum(groups)
@@ -359,10 +354,16 @@ class MaSS(Optimizer):
             InputError: the state of another optimiser, or within `eval_params`.
         """
         self._refuse_inside("load_state_dict")
+        groups = []
         for place, group in enumerate(state_dict["param_groups"]):
             if missing := sorted({"alpha", "kappa_tilde"} - set(group)):
                 raise InputError(f"group {place} of the state has no {missing}; it is not a state of MaSS")
-        super().load_state_dict(state_dict)
+            own = self.param_groups[place] if place < len(self.param_groups) else self.defaults
+            groups.append(group | {"capturable": own["capturable"]})
+            check_options(self.defaults | groups[-1])
+        super().load_state_dict(state_dict | {"param_groups": groups})
+        for group in self.param_groups:
+            settle(group)
         saved = [place for group in state_dict["param_groups"] for place in group["params"]]
         own = [(group, param) for group in self.param_groups for param in group["params"]]
         for place, (group, param) in zip(saved, own, strict=True):
@@ -372,23 +373,10 @@ class MaSS(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._prepare()
         self._constructed = True
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-
-    def _prepare(self) -> None:
-        """What is kept outside of the state: whether w is shown, and the version of parameters with a master."""
-        self._inside = False
-        self._constructed = False
-        self._seen: dict[Tensor, int] = {}
-
-    def _refuse_inside(self, what: str) -> None:
-        if self._inside:
-            raise InputError(
-                f"{what} within eval_params, where the parameters hold w and not u; leave it first"
-            )
 
     def _name(self, param: Tensor) -> str:
         """Where a parameter stands, for messages."""
