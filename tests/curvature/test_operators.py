@@ -269,6 +269,6 @@ def test_two_processes_share_the_samples_and_get_the_same_numbers(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
     assert run.returncode == 0, run.stderr
-    found = [float(number) for number in re.findall(r"worst (\S+)", run.stdout)]
+    found = [float(number) for number in re.findall(r"worst ([\d.e+-]+)", run.stdout)]
     assert len(found) == 2
     assert max(found) < 1e-12
