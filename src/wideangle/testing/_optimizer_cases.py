@@ -57,7 +57,7 @@ def optimizer_cases(
         groups, later group   each parameter moves as it would alone, with its own lr
         scheduler             lr is that of the group at each step: 0 rests, half differs from whole
         foreach               the multi-tensor form is the plain loop (where the optimiser has the option)
-        no gradient           a parameter without one is left alone
+        no gradient           a parameter without one is left alone, and its state too
         dtype, device         of parameters are kept, and the loss falls
         quadratic, rosenbrock the loss falls to `reduction` times that of the start in `steps` steps
 
@@ -105,7 +105,8 @@ def optimizer_cases(
     for dtype in dtypes:
         found[f"dtype {str(dtype).removeprefix('torch.')}"] = partial(kit.kind, "cpu", dtype)
     for device in devices or (["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]):
-        found[f"device {device}"] = partial(kit.kind, device, torch.float32)
+        if device != "cpu" or torch.float32 not in dtypes:  # the same as the case of the type
+            found[f"device {device}"] = partial(kit.kind, device, torch.float32)
     found["quadratic"] = partial(kit.quadratic, steps, reduction)
     found["rosenbrock"] = partial(kit.rosenbrock, steps, reduction, rosenbrock_lr)
     return [OptimizerCase(name, check) for name, check in found.items()]
@@ -328,10 +329,18 @@ class _Kit:
         optimizer = self.factory(params)
         self.take(optimizer, params, range(3))
         before = _clones(params)
+        twin = copy.deepcopy(optimizer)
+        twins = [param for group in twin.param_groups for param in group["params"]]
         self.take(optimizer, params[1:], range(3, 5))
         where = _differs(params[:1], before[:1])
         _demand(where is None, f"a parameter whose grad is None was moved: {where}")
         _demand(_differs(params[1:], before[1:]) is not None, "parameters with a gradient were not moved")
+        for each, others in ((optimizer, params), (twin, twins)):
+            self.take(each, others[:1], range(5, 8))
+        where = _differs(params[:1], twins[:1])
+        _demand(
+            where is None, f"steps in which its grad was None changed its state, it goes elsewhere: {where}"
+        )
 
     def kind(self, device: str, dtype: torch.dtype) -> None:
         params = _parameters(device, dtype)
