@@ -325,22 +325,22 @@ class _Kit:
         _demand(where is None, f"foreach=True does not take the steps of foreach=False: {where}")
 
     def no_gradient(self) -> None:
-        params = _parameters()
-        optimizer = self.factory(params)
-        self.take(optimizer, params, range(3))
-        before = _clones(params)
-        twin = copy.deepcopy(optimizer)
-        twins = [param for group in twin.param_groups for param in group["params"]]
+        (optimizer, params), (twin, twins) = self.parted(), self.parted()
         self.take(optimizer, params[1:], range(3, 5))
-        where = _differs(params[:1], before[:1])
-        _demand(where is None, f"a parameter whose grad is None was moved: {where}")
-        _demand(_differs(params[1:], before[1:]) is not None, "parameters with a gradient were not moved")
-        for each, others in ((optimizer, params), (twin, twins)):
-            self.take(each, others[:1], range(5, 8))
         where = _differs(params[:1], twins[:1])
-        _demand(
-            where is None, f"steps in which its grad was None changed its state, it goes elsewhere: {where}"
-        )
+        _demand(where is None, f"a parameter whose grad is None was moved: {where}")
+        _demand(_differs(params[1:], twins[1:]) is not None, "parameters with a gradient were not moved")
+        self.take(optimizer, params[:1], range(5, 8))
+        self.take(twin, twins[:1], range(5, 8))
+        where = _differs(params[:1], twins[:1])
+        _demand(where is None, f"a parameter's state was changed while its grad was None: {where}")
+
+    def parted(self) -> tuple[torch.optim.Optimizer, list[nn.Parameter]]:
+        """The first parameter in a group of its own, since counters may belong to groups; after three steps."""
+        params = _parameters()
+        optimizer = self.factory([{"params": params[:1]}, {"params": params[1:]}])
+        self.take(optimizer, params, range(3))
+        return optimizer, params
 
     def kind(self, device: str, dtype: torch.dtype) -> None:
         params = _parameters(device, dtype)
@@ -370,14 +370,7 @@ class _Kit:
         rate = self.lr() / 1000 if lr is None else lr
         self.converges(self.factory([{"params": params, "lr": rate}]), params, valley, steps, reduction)
 
-    def converges(
-        self,
-        optimizer: torch.optim.Optimizer,
-        params: list[nn.Parameter],
-        loss: Callable[[Sequence[Tensor], int], Tensor],
-        steps: int,
-        reduction: float,
-    ) -> None:
+    def converges(self, optimizer: Any, params: list[Any], loss: Any, steps: int, reduction: float) -> None:
         start = float(loss(params, 0).detach())
         for done in range(0, steps, 100):
             self.take(optimizer, params, range(done, min(done + 100, steps)), loss)
