@@ -48,6 +48,13 @@ def buffers(optimiser: MaSS) -> list[Tensor]:
     return [optimiser.state[param]["momentum_buffer"].clone() for param in params]
 
 
+@pytest.fixture(params=[True, False], ids=["read", "arithmetic"])
+def tensors_are_read(request, monkeypatch) -> None:
+    """An lr tensor on the CPU is read; with `arithmetic` it is not, as on a device."""
+    if not request.param:
+        monkeypatch.setattr("wideangle.optim._mass_step._readable", lambda *a: False)
+
+
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize(
     "decay", [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "decoupled_weight_decay": True}]
@@ -55,6 +62,7 @@ def buffers(optimiser: MaSS) -> list[Tensor]:
 @pytest.mark.parametrize(
     "form", ["foreach", "loop", "fused", "tensor foreach", "tensor loop", "tensor fused"]
 )
+@pytest.mark.usefixtures("tensors_are_read")
 def test_decay_and_maximize_against_the_formula(form, decay, maximize):
     kind = {"foreach": {"foreach": True}, "loop": {"foreach": False}, "fused": {"fused": True}}[
         form.split()[-1]
@@ -188,6 +196,7 @@ def test_copies_go_on_alone(copied):
 
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.usefixtures("tensors_are_read")
 def test_a_scheduler_s_drop_scales_the_displacement_or_starts_anew(restart, capturable):
     u = nn.Parameter(drawn(4))
     optimiser = MaSS([u], **vars(P), restart=restart, capturable=capturable)

@@ -220,6 +220,21 @@ def test_mnist_is_skipped_where_it_is_not(monkeypatch: pytest.MonkeyPatch):
         kernel.mnist_small_batches(Setting())
 
 
+def test_a_search_without_mnist_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WIDEANGLE_DATA", raising=False)
+    race, races = race_of(SGD=0.5, Nesterov=0.4, MaSS=0.3, theory=0.2), kernel.races
+    monkeypatch.setattr(
+        kernel,
+        "races",
+        lambda setting, name: (
+            [dict.fromkeys(kernel.BATCHES, race)] if name == "digits" else races(setting, name)
+        ),
+    )
+    found = kernel.no_search(Setting(size="cpu"))
+    assert "skipped, not in the data folder: mnist" in found.detail
+    assert found.holds
+
+
 def test_stacked_networks_are_trained_as_alone():
     """Two seeds side by side against plain networks with the same weights and batches, one by one."""
     whole, test_set = Setting().load("digits", 64), Setting().load("digits", 40, split="test")
@@ -251,7 +266,7 @@ def test_stacked_networks_are_trained_as_alone():
 
 def runs_of(rows: dict[str, tuple[float, float]]) -> dict[tuple[float, str], list[networks.Run]]:
     found = {
-        (step, method): [networks.Run([1.0, losses[k]], 1 - losses[k] / 10)] * 3
+        (step, method): [networks.Run([1.0, losses[k]], 1 - 100 * losses[k])] * 3
         for k, step in enumerate((0.05, 0.2))
         for method, losses in rows.items()
     }
@@ -260,7 +275,8 @@ def runs_of(rows: dict[str, tuple[float, float]]) -> dict[tuple[float, str], lis
 
 def test_verdicts_on_networks_follow_the_runs(monkeypatch: pytest.MonkeyPatch):
     def verdicts(sgd, nest, three, twelve) -> list[bool]:
-        rows = dict(zip(networks.METHODS, (sgd, nest, three, twelve), strict=True))
+        two = (1e-9, 1e-9)  # in the table, and in no verdict
+        rows = dict(zip(networks.METHODS, (sgd, nest, three, twelve, two), strict=True))
         monkeypatch.setattr(networks, "runs", lambda setting: runs_of(rows))
         claims = (
             networks.stable_where_nesterov_is_not,
@@ -274,6 +290,9 @@ def test_verdicts_on_networks_follow_the_runs(monkeypatch: pytest.MonkeyPatch):
     assert verdicts((5e-3, 1e-3), (3e-4, 2.3), (1e-4, 1e-5), (2e-3, 5e-4)) == [True, True, True, True]
     assert verdicts((5e-3, 1e-3), (1e-6, 2.3), (1e-4, 1e-5), (2e-3, 5e-4)) == [True, False, False, False]
     assert verdicts((5e-3, 1e-3), (3e-4, 2.3), (1e-4, 2.3), (2e-3, 5e-4)) == [True, False, True, True]
+    # test accuracy ahead, by less than what 355 images can tell
+    assert verdicts((5e-3, 1e-3), (1.8e-4, 2.3), (1e-4, 1e-5), (2e-3, 5e-4)) == [True, True, True, True]
+    assert verdicts((5e-3, 1e-3), (1.0e-4, 2.3), (9e-5, 1e-5), (2e-3, 5e-4)) == [True, True, True, False]
     assert verdicts((5e-3, 1e-3), (3e-4, 0.5), (1e-4, 1e-5), (2e-3, 5e-4))[0] is False  # Nesterov trains
     assert verdicts((5e-3, 1e-3), (3e-4, 2.3), (1e-4, 2.3), (2e-3, 2e-3))[0] is False  # slower than SGD
 

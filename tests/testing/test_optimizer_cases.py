@@ -115,6 +115,16 @@ class MovesWithoutGradient(Toy):
         return super().step(closure)
 
 
+class DecaysWithoutGradient(Toy):
+    """Leaves the weight and lets go of its buffer."""
+
+    def step(self, closure: Any = None) -> Any:
+        for param, state in self.state.items():
+            if param.grad is None:
+                state["buffer"].mul_(0.9)
+        return super().step(closure)
+
+
 class CopiesWithoutState(Toy):
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "state": defaultdict(dict)}
@@ -151,7 +161,8 @@ BROKEN = {
     ClosesWithoutGradient: {"closure"},
     KeepsItsLoss: {"closure"},
     MovesWithoutGradient: {"no gradient"},
-    Climbs: {"dtype float32", "dtype float64", "device cpu", "quadratic", "rosenbrock"},
+    DecaysWithoutGradient: {"no gradient"},
+    Climbs: {"dtype float32", "dtype float64", "quadratic", "rosenbrock"},
 }
 
 
@@ -197,6 +208,8 @@ def test_the_foreach_case_is_there_only_where_the_option_is():
         return {case.name for case in optimizer_cases(make)}
 
     assert names(Toy) - names(lambda p: torch.optim.LBFGS([p[0]])) == {"foreach"}
+    assert not any(name.startswith("device cpu") for name in names(Toy))
+    assert "device cpu" in {case.name for case in optimizer_cases(Toy, dtypes=(torch.float64,))}
     with pytest.raises(ValueError, match="reduction 2"):
         optimizer_cases(Toy, reduction=2.0)
 

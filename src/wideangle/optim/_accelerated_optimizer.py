@@ -243,11 +243,13 @@ class AcceleratedGradient(ShowsW):
 
     def _move(self, group: dict[str, Any]) -> None:
         _check_values(group)
+        moved = [p for p in group["params"] if p.grad is not None]
+        if not moved:
+            return
         coefficients = Coefficients(
             one_kappa_hat(group["kappa_hat"], group["method"]), group["method"], group["rho"]
         )
         a, c = coefficients.next()
-        moved = [p for p in group["params"] if p.grad is not None]
         lr, nesterov = float(group["lr"]), group["method"] == "nesterov"
         for chunk in _chunks(moved, group["foreach"]):
             grads = [_dense(p) for p in chunk]

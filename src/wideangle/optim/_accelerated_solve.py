@@ -267,7 +267,7 @@ def kernel_regression(
 
     Reference: as for `solve_quadratic`.
     """
-    if torch.is_tensor(kernel) or isinstance(kernel, np.ndarray):
+    if isinstance(kernel, np.ndarray) or (torch.is_tensor(kernel) and kernel.layout is torch.strided):
         kernel = as_matrix(kernel)
     target = _right_side(y, kernel)
     if smoothness is None:

@@ -59,8 +59,8 @@ def mass(
         foreach: the multi-tensor form; False is the plain loop. None: on CUDA the multi-tensor form, on the
             CPU `fused` where it applies, else the loop.
         fused: torch's fused SGD kernel, one pass over memory. It needs contiguous tensors of one type each.
-        capturable: lr is a tensor and is not read on the host, so that a CUDA graph can be captured; without
-            it, only one that lies on the host is read.
+        capturable: lr is not to be a constant of what is captured or compiled. A tensor is read on the host
+            only where it lies there, with this option not while torch.compile traces.
         differentiable: autograd passes through the step; the plain loop.
         masters: the weights of higher precision that the step acts on; `params` get rounded copies.
 
@@ -76,7 +76,7 @@ def mass(
 
     Reference: Liu, Belkin 2020, Algorithm 1, rewritten with one buffer; the paper stores w beside u.
     """
-    if isinstance(lr, Tensor) and lr.is_cpu and not (capturable or differentiable):
+    if isinstance(lr, Tensor) and not differentiable and _readable(lr, capturable):
         lr = lr.item()
     numbers = (momentum(alpha), share(alpha, kappa_tilde), weight_decay, decoupled_weight_decay, maximize)
     forms = (foreach, fused, differentiable)
@@ -90,6 +90,10 @@ def mass(
         for param, weight in zip(params[part], weights, strict=True):
             if param is not weight:
                 param.copy_(weight)
+
+
+def _readable(lr: Tensor, capturable: bool) -> bool:
+    return lr.is_cpu and not (capturable and torch.compiler.is_compiling())
 
 
 def momentum(alpha: float) -> float:

@@ -20,6 +20,7 @@ from wideangle.papers._frame import Finding, Setting, SkippedError, absent
 from wideangle.papers._samples import signs, unit
 
 _MARGIN = 1.01  # on the largest eigenvalue
+_SLOWER = 0.02  # by which a measured rate may fall short of gradient descent's
 KERNELS = ("Gaussian", "Laplace")
 
 
@@ -192,14 +193,16 @@ def _measured_gap(run: Course) -> float | None:
 def wrong_kappa(setting: Setting) -> Finding:
     """kappa_hat wrong by 1e-3 to 1e3: the slowest direction falls by the closed-form factor, never slower than GD."""
     runs, missing = courses(setting)
-    cells, off, ahead = [], 0.0, True
+    cells, off, ahead, unseen = [], 0.0, True, 0
     for run in runs:
         s = float(run.shares[-1])
         predicted = float(1 - accelerated.convergence_factor(s, run.kappa_hat, run.method))
         measured = _measured_gap(run)
-        if measured is not None:
+        if measured is None:
+            unseen += 1
+        else:
             off = max(off, abs(measured / predicted - 1))
-            ahead &= run.factor == 0 or measured >= s * (1 - 0.02)
+            ahead &= run.factor == 0 or measured >= s * (1 - _SLOWER)
         gain = None if measured is None else measured / s
         name = run.method if run.factor else "gradient descent"
         label = [run.problem.data, run.problem.kind, run.problem.seed, name, run.factor or None]
@@ -211,10 +214,11 @@ def wrong_kappa(setting: Setting) -> Finding:
         off < 0.05 and ahead,
         "nesterov's 1 - r over gradient descent's, slowest direction: "
         + ", ".join(f"x{f:g}: {min(g):.3g} to {max(g):.3g}" for f, g in gains.items()),
-        f"within {off:.0e} of the closed form (holds within 5 %), and no run slower than gradient descent; kappa "
+        f"within {off:.0e} of the closed form (holds within 5 %), and no run slower than gradient descent (holds where "
+        f"none is below it by more than {100 * _SLOWER:g} %, the error of a measured rate); kappa "
         f"{min(r.problem.kappa for r in runs):.2g} to {max(r.problem.kappa for r in runs):.2g}, kappa_hat at least 1; "
-        "for Chebyshev with kappa_hat >= kappa the factor shows only after sqrt(kappa_hat) steps (its "
-        "polynomial is checked above). " + absent(missing),
+        f"left out of both: {unseen} of {len(runs)} runs, Chebyshev with kappa_hat >= kappa, whose factor shows only "
+        "after sqrt(kappa_hat) steps (its polynomial is checked above). " + absent(missing),
         setting.seeds,
         figures=[_falling(runs)],
         tables=[Table("Slowest eigen-direction, kappa_hat wrong", heads, cells)],

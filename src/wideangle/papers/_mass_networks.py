@@ -19,8 +19,9 @@ from wideangle.optim import MaSS
 from wideangle.papers._frame import Finding, Setting
 
 BATCH = 32
-METHODS = ("SGD", "Nesterov 0.9", "MaSS (0.05, 3)", "MaSS (0.05, 12)")
+METHODS = ("SGD", "Nesterov 0.9", "MaSS (0.05, 3)", "MaSS (0.05, 12)", "MaSS (0.05, 2)")
 ADAM = "Adam, step 0.001"
+LEAST = 0.01  # difference in test accuracy that says something
 KEPT = {  # another implementation and start: step, method -> training loss after 60 epochs, median of 3 seeds
     (0.05, "SGD"): 5.4e-3,
     (0.05, "Nesterov 0.9"): 8.9e-5,
@@ -28,9 +29,12 @@ KEPT = {  # another implementation and start: step, method -> training loss afte
     (0.2, "SGD"): 5.6e-4,
     (0.2, "Nesterov 0.9"): math.log(10),
     (0.2, "MaSS (0.05, 3)"): 3.1e-5,
+    (0.2, "MaSS (0.05, 2)"): 3.0e-5,
     (0.4, "SGD"): 2.1e-4,
     (0.4, "Nesterov 0.9"): math.log(10),
+    (0.4, "MaSS (0.05, 3)"): math.log(10),
     (0.4, "MaSS (0.05, 12)"): 1.1e-4,
+    (0.4, "MaSS (0.05, 2)"): math.log(10),
 }
 Maker = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -55,6 +59,7 @@ def maker(method: str, step: float) -> Maker:
         "Nesterov 0.9": lambda params: torch.optim.SGD(params, step, momentum=0.9, nesterov=True),
         "MaSS (0.05, 3)": lambda params: MaSS(params, step, 0.05, 3.0),
         "MaSS (0.05, 12)": lambda params: MaSS(params, step, 0.05, 12.0),
+        "MaSS (0.05, 2)": lambda params: MaSS(params, step, 0.05, 2.0),
         ADAM: lambda params: torch.optim.Adam(params, 0.001),
     }
     return made[method]
@@ -187,12 +192,12 @@ def stable_where_nesterov_is_not(setting: Setting) -> Finding:
     """At a step that suits SGD, Nesterov's method is stuck; MaSS trains, and faster than SGD."""
     found, step = runs(setting), 0.2
     loss = {method: loss_of(found, step, method) for method in METHODS}
-    ours, best = min((loss[method], method) for method in METHODS if method.startswith("MaSS"))
+    ours, best = min((loss[method], method) for method in METHODS[2:4])
     return Finding(
         loss["SGD"] < 0.1 and loss["Nesterov 0.9"] > 1 and ours < loss["SGD"],
         f"step {step:g}: " + ", ".join(f"{method} {value:.2g}" for method, value in loss.items()),
-        "last training loss, median over seeds; holds where Nesterov stays above 1 and the better of the two settings "
-        "of MaSS is below SGD",
+        "last training loss, median over seeds; holds where Nesterov stays above 1 and the better of MaSS with "
+        "kappa_tilde 3 and 12 is below SGD",
         _seeds(setting),
         figures=[_figure(found, step)],
         tables=[_table(found)],
@@ -242,8 +247,9 @@ def test_accuracy(setting: Setting) -> Finding:
     rivals = max(best["SGD"][0], best["Nesterov 0.9"][0])
     ours = best["MaSS (0.05, 3)"]
     return Finding(
-        ours[0] > rivals,
+        ours[0] > rivals + LEAST,
         ", ".join(f"{method} {mean:.3f} +- {spread:.3f}" for method, (mean, spread) in best.items()),
-        "at the step of the least training loss; 355 test images, so a difference below 0.01 says nothing",
+        f"at the step of the least training loss; holds where MaSS is ahead by more than {LEAST:g}: with 355 test "
+        "images a smaller difference says nothing",
         _seeds(setting),
     )

@@ -74,7 +74,8 @@ PAPER = Paper(
         Statement(
             "divergence",
             DIVERGENCE,
-            "Nesterov SGD at step 1/L1 diverges for gamma in [0.6, 1]; the mean square from 0.564 on (derived)",
+            "Nesterov SGD at step 1/L1 diverges for gamma in [0.6, 1] (recalled, not read in the paper); the "
+            "mean square from 0.564 on (derived)",
             nesterov.divergence,
         ),
         Statement(
