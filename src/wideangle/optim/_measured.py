@@ -168,7 +168,9 @@ def _batch_ratio(
         module.training = is_batch_norm(module)
     found = []
     for model in (blank, settled):
-        operator = GaussNewton(model, bend, part, torch.zeros(batch_size(part)), output=output)
+        operator = GaussNewton(
+            model, bend, part, torch.zeros(batch_size(part), device=_device(part)), output=output
+        )
         found.append(spectral_norm(operator, tolerance=0.1, max_products=LOOKS, strict=False))
     return found[0].value / found[1].value, max(f.products for f in found)
 

@@ -215,6 +215,7 @@ def recommend(
 
 
 def usual_batch(constants: Constants) -> int:
+    """Return the smallest power of two from 16 on with L_m <= 5/4 L, or n."""
     n = constants.samples
     sizes = [*(2**k for k in range(n.bit_length()) if LEAST_BATCH <= 2**k < n), n]
     return next(m for m in sizes if m == n or constants.batch_smoothness(m) <= 1.25 * constants.smoothness)
@@ -272,7 +273,7 @@ def recommendation_of(measured: Measured, m: int, passes: float) -> Recommendati
 
 
 def _settings(smoothness: float, steps: int, method: str) -> list[MassParameters]:
-    """Return the settings looked at: three step sizes, alpha from 1 to 1/T, kappa_tilde from 1 to 1/alpha.
+    """Return the settings looked at: the step sizes of `FRACTIONS`, alpha from 1 to 1/T, kappa_tilde from 1 to 1/alpha.
 
     Left out is what moves more than `LONGEST` steps along a steady gradient, lr / (alpha kappa_tilde) being
     the slow iterate's step.
@@ -336,7 +337,7 @@ def _judge(courses: dict[str, np.ndarray], chosen: dict[str, MassParameters]) ->
 
 def _times(ratio: float) -> str:
     if math.isinf(ratio):
-        return "steps where the other makes no progress, rather"
+        return "incomparably fewer steps"
     return f"{ratio:.2g} times fewer steps" if ratio < 9.5 else f"{ratio:.0f} times fewer steps"
 
 
@@ -352,6 +353,4 @@ def _regime(constants: Constants, m: int) -> str:
 
 def _reachable(problem: Quadratic, steps: int) -> float:
     guess = best_kappa_hat(problem.curvatures, steps, coefficients=2 * problem.energies)
-    return min(
-        guess, float(steps + 1) ** 2
-    )  # where all is out of reach, the most that T steps have a use for
+    return min(guess, float(steps + 1) ** 2)  # the most that T steps have a use for
